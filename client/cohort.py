@@ -1,0 +1,284 @@
+"""The patients of a site and the files of each, in one of three layouts.
+
+    DIR/<patient>/**/*.nii.gz               one folder a patient, visits may be folders in it
+    DIR/sub-*/[ses-*/]anat/*.nii.gz         BIDS (bids-specification.readthedocs.io)
+    DIR/manifest.csv                        patient, path, and optional label, mask, source
+
+An image belongs to a modality when the last underscore-separated token of its name is the
+modality's, as in BIDS: `sub-01_T1w.nii.gz` is "T1w", `okbp-001_ct.nii.gz` is "ct".
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..study import files
+from ..study.errors import VolumeError
+from .dicom import conversion, is_dicom
+from .finding import Finding, Verdict, shown
+from .nifti import SUFFIXES
+
+MANIFEST = "manifest.csv"
+COLUMNS = ("patient", "path", "label", "mask", "source")
+MAX_NAME = 128  # characters of a patient's name
+NAMING = f"use 1 to {MAX_NAME} printable characters, no slash, no dot in front"
+SHARED_FOLDERS = frozenset({"images", "labels", "imagestr", "imagests", "labelstr", "labelsts"})
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a patient with the files that go with it, all absolute paths."""
+
+    path: Path
+    label: Path | None = None
+    mask: Path | None = None
+    source: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image, then the label, mask and source that it has."""
+        return tuple(p for p in (self.path, self.label, self.mask, self.source) if p is not None)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The images of every patient in a folder.
+
+    Attributes:
+        folder: the resolved folder that holds every file.
+        patients: name to images, sorted by name, images sorted by path; each has at least one.
+        findings: what in the layout could not be used; the voxels are judged by `check_cohort`.
+    """
+
+    folder: Path
+    patients: Mapping[str, tuple[Image, ...]]
+    findings: tuple[Finding, ...] = ()
+
+
+def read_cohort(folder: Path, modality: str = "") -> Cohort:
+    """Reads the patients of a folder without opening an image.
+
+    Args:
+        folder: the cohort, in one of the three layouts.
+        modality: the last token of the names that are wanted, in any case; "" takes every image.
+
+    Raises:
+        VolumeError: there is no such folder, or not one patient in it.
+    """
+    cohort = survey(folder, modality)
+    if not cohort.patients:
+        first = cohort.findings[0]
+        raise VolumeError(first.reason, got=first.path, hint=first.remedy)
+    return cohort
+
+
+def survey(folder: Path, modality: str = "") -> Cohort:
+    """Reads the patients of a folder; a cohort without any carries findings that say why.
+
+    Raises:
+        VolumeError: there is no such folder, or it may not be read.
+    """
+    if not folder.is_dir():
+        hint = "give the folder that holds the patients"
+        raise VolumeError("the cohort is not a folder", got=folder, hint=hint)
+    survey = _Survey(folder.resolve(), modality.lower())
+    try:
+        if (survey.folder / MANIFEST).exists():
+            survey.read_manifest()
+        else:
+            survey.read_folders()
+    except PermissionError:
+        hint = "give this user read permission on it and every folder in it (chmod, chown)"
+        raise VolumeError("the cohort may not be read", got=folder, hint=hint) from None
+    return survey.cohort()
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        VolumeError: the file is missing or may not be read.
+    """
+    try:
+        return files.digest(path)
+    except OSError:
+        hint = "restore the file, or give this user read permission"
+        raise VolumeError("the file cannot be read", hint=hint) from None
+
+
+def modality_of(path: Path) -> str:
+    """Returns the last underscore-separated token of an image's name, in lower case."""
+    name = path.name
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.rsplit("_", 1)[-1].lower()
+
+
+@dataclass
+class _Survey:
+    """What was found so far."""
+
+    folder: Path
+    modality: str
+    images: dict[str, list[Image]] = field(default_factory=lambda: defaultdict(list))
+    findings: list[Finding] = field(default_factory=list)
+
+    def cohort(self) -> Cohort:
+        if not self.images and not self.findings:
+            self.fail(
+                ".",
+                "the folder holds no patient",
+                "make one folder a patient with .nii.gz files, a BIDS tree, or a manifest.csv",
+            )
+        patients = {
+            name: tuple(sorted(self.images[name], key=lambda image: image.path))
+            for name in sorted(self.images)
+        }
+        return Cohort(self.folder, patients, tuple(self.findings))
+
+    def fail(self, path: Path | str, reason: str, remedy: str) -> None:
+        where = path if isinstance(path, str) else shown(path, self.folder)
+        self.findings.append(Finding(where, Verdict.FAIL, reason, remedy))
+
+    def read_folders(self) -> None:
+        entries = [p for p in sorted(self.folder.iterdir()) if not p.name.startswith(".")]
+        folders = [p for p in entries if p.is_dir() and not p.name.endswith(SUFFIXES)]
+        bids = [p for p in folders if p.name.startswith("sub-") and _anat_folders(p)]
+        for path in entries:
+            if path.name.endswith(SUFFIXES):
+                self.fail(
+                    path,
+                    "the image lies in no patient's folder",
+                    "move it into the folder of its patient, or write manifest.csv",
+                )
+        if not folders and is_dicom(self.folder):
+            self.fail(self.folder, "this is a DICOM folder", conversion(self.folder, self.modality))
+        for path in folders:
+            if bids and not path.name.startswith("sub-"):
+                continue  # derivatives, sourcedata and code of a BIDS tree are not patients
+            if path.name.lower() in SHARED_FOLDERS:
+                self.fail(
+                    path,
+                    "the folder's name is not a patient's: images of many seem to lie in it",
+                    "write manifest.csv with the columns patient and path",
+                )
+                continue
+            if not _is_safe(path.name):
+                self.fail(path, "the patient's name cannot be used", NAMING)
+                continue
+            self.read_patient(path, _anat_folders(path) if bids else [path])
+
+    def read_patient(self, folder: Path, parts: list[Path]) -> None:
+        try:
+            found = [p for part in parts for p in _image_files(part)]
+        except PermissionError:
+            self.fail(
+                folder, "the folder may not be read", "give this user read permission (chmod)"
+            )
+            return
+        kept = [p for p in found if self.modality in ("", modality_of(p))]
+        for path in kept:
+            if self.is_inside(path):
+                self.images[folder.name].append(Image(path))
+        if not found and is_dicom(folder):
+            self.fail(folder, "this is a DICOM folder", conversion(folder, self.modality))
+        elif not kept:
+            wanted = f"{self.modality} image" if self.modality else "image"
+            self.fail(
+                folder,
+                f"the patient has no {wanted}",
+                "add a .nii.gz file whose name ends in _<modality>.nii.gz, or remove the folder",
+            )
+
+    def is_inside(self, path: Path) -> bool:
+        """A link out of the cohort would train on what nobody checked or mounted."""
+        if Path(os.path.realpath(path)).is_relative_to(self.folder):
+            return True
+        self.fail(path, "the link leaves the cohort's folder", "copy the file into the cohort")
+        return False
+
+    def read_manifest(self) -> None:
+        try:
+            with (self.folder / MANIFEST).open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.DictReader(stream, strict=True)
+                columns = [name or "" for name in reader.fieldnames or ()]
+                if not self.accept_columns(columns):
+                    return
+                for row in reader:
+                    self.read_row(row, reader.line_num)
+        except (UnicodeDecodeError, csv.Error):
+            self.fail(MANIFEST, "the manifest is not CSV in UTF-8", "save it again as CSV UTF-8")
+        if not self.images and not self.findings:
+            self.fail(MANIFEST, "the manifest names no image that is wanted", "add rows to it")
+
+    def accept_columns(self, columns: list[str]) -> bool:
+        missing = [name for name in COLUMNS[:2] if name not in columns]
+        unknown = sorted(set(columns) - set(COLUMNS))
+        if missing or unknown or len(set(columns)) < len(columns):
+            self.fail(
+                MANIFEST,
+                f"the first line is wrong (got {', '.join(columns) or 'nothing'},"
+                f" expected {', '.join(COLUMNS[:2])}, optional {', '.join(COLUMNS[2:])})",
+                "correct the first line of manifest.csv",
+            )
+            return False
+        return True
+
+    def read_row(self, row: dict[str, str], line: int) -> None:
+        where = f"{MANIFEST}:{line}"
+        if None in row or None in row.values():
+            self.fail(where, "the row has too many or too few cells", "correct the row")
+            return
+        patient = row["patient"].strip()
+        if not _is_safe(patient):
+            self.fail(where, "the patient's name cannot be used", NAMING)
+            return
+        cells = {name: row.get(name, "").strip() for name in COLUMNS[1:]}
+        if cells["path"] and self.modality not in ("", modality_of(Path(cells["path"]))):
+            return
+        files = {name: self.named_file(cell, where) for name, cell in cells.items() if cell}
+        if not cells["path"]:
+            self.fail(where, "the row names no image", "fill in the column path")
+        elif None not in files.values():
+            path = files.pop("path")
+            if path is not None:
+                self.images[patient].append(Image(path, **files))
+
+    def named_file(self, cell: str, where: str) -> Path | None:
+        path = Path(os.path.normpath(self.folder / cell))
+        if "\0" in cell or not path.is_relative_to(self.folder):
+            self.fail(where, "the row names a file outside the cohort", "copy it into the cohort")
+        elif not path.exists():
+            self.fail(
+                path, f"the file named in {where} does not exist", "restore it or drop the row"
+            )
+        elif self.is_inside(path):
+            return path
+        return None
+
+
+def _is_safe(name: str) -> bool:
+    usable = 0 < len(name) <= MAX_NAME and name.isprintable() and not name.startswith(".")
+    return usable and not set(name) & set("/\\")
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=stop):
+        # a folder that bears an image's name is listed, so that the check can say what it is
+        names = [*files, *(name for name in folders if name.endswith(SUFFIXES))]
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in names)
+        for name in sorted(names):
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(parent) / name
+
+
+def _anat_folders(patient: Path) -> list[Path]:
+    return [p for pattern in ("anat", "ses-*/anat") for p in sorted(patient.glob(pattern))]

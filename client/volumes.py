@@ -1,0 +1,126 @@
+"""Bringing a scan to the plan's grid and to [-1, 1]."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ..study.errors import VolumeError
+from ..study.plan import VolumeSettings
+from .nifti import MAX_VOXELS, read_volume
+
+BACKGROUND = -1.0
+
+
+def preprocess(path: Path, settings: VolumeSettings) -> npt.NDArray[np.float32]:
+    """Reads a scan and returns it as (1, D, H, W) in [-1, 1] on the plan's grid, axes R, A, S.
+
+    The grid of `settings.spacing` mm is centred on the volume, then cropped or padded with
+    background round the middle of the foreground. Nothing is estimated over more than this file.
+
+    Raises:
+        VolumeError: the file cannot be used, or nothing varies in the part that is kept.
+    """
+    volume = read_volume(path)
+    voxels = resample(volume.voxels, volume.spacing, settings.spacing)
+    lower, upper = foreground_box(voxels)
+    inside: list[slice] = []
+    outside: list[slice] = []
+    for length, low, high, wanted in zip(voxels.shape, lower, upper, settings.shape, strict=True):
+        start = (low + high - wanted) // 2
+        first, last = max(start, 0), min(start + wanted, length)
+        inside.append(slice(first, last))
+        outside.append(slice(first - start, last - start))
+    placed = np.full((1, *settings.shape), BACKGROUND, dtype=np.float32)
+    placed[0][tuple(outside)] = to_unit_range(voxels[tuple(inside)], settings)
+    return placed
+
+
+def inspect(path: Path) -> None:
+    """Reads the whole file and refuses one that cannot be trained on.
+
+    Raises:
+        VolumeError: with the reason, and the remedy as its hint.
+    """
+    read_volume(path)
+
+
+def resample(
+    voxels: npt.NDArray[np.float32],
+    spacing: tuple[float, float, float],
+    wanted: tuple[float, float, float],
+) -> npt.NDArray[np.float32]:
+    """Returns (D, H, W) at the wanted spacing in mm, linearly interpolated, with the same centre.
+
+    Before an axis is thinned it is smoothed by the Gaussian that widens a voxel of the old size to
+    one of the new, FWHM for FWHM (Cardoso et al., Scale factor point spread function matching,
+    2015).
+
+    Raises:
+        VolumeError: the result would have more than `MAX_VOXELS` voxels.
+    """
+    factors = np.array(wanted) / np.array(spacing)
+    if np.allclose(
+        factors, 1.0, atol=1e-3
+    ):  # headers keep spacing in float32, rounded by the exporter
+        return voxels
+    lengths = np.array(voxels.shape)
+    shape = tuple(max(1, round(float(n))) for n in lengths / factors)
+    if math.prod(shape) > MAX_VOXELS:
+        raise VolumeError(
+            "the image is too large at the plan's spacing",
+            got=f"{' x '.join(map(str, shape))} voxels",
+            expected=f"at most {MAX_VOXELS}",
+            hint="crop the image, or leave it out",
+        )
+    sigma = np.sqrt(np.maximum(factors**2 - 1, 0)) / (2 * math.sqrt(2 * math.log(2)))
+    smooth = ndimage.gaussian_filter(voxels, sigma, mode="nearest")
+    offset = (lengths - 1) / 2 - factors * (np.array(shape) - 1) / 2
+    moved = ndimage.affine_transform(
+        smooth, factors, offset, output_shape=shape, order=1, mode="nearest"
+    )
+    return np.asarray(moved, dtype=np.float32)
+
+
+def foreground_box(voxels: npt.NDArray[np.float32]) -> tuple[list[int], list[int]]:
+    """Returns the foreground's first voxel, and the one after its last, on each axis of (D, H, W).
+
+    Foreground is what lies above a tenth of the range between the 1st and 99th percentile: that
+    parts air from body in CT and noise from tissue in MR. Specks, the outer 0.5 %, are left out.
+    """
+    low, high = (float(value) for value in np.percentile(voxels, (1.0, 99.0)))
+    if high <= low:  # nearly all background: what differs from it is the foreground
+        low, high = float(voxels.min()), float(voxels.max())
+    mask = voxels > low + 0.1 * (high - low)
+    lower, upper = [], []
+    for axis in range(3):
+        other = tuple(i for i in range(3) if i != axis)
+        share = np.cumsum(mask.sum(axis=other)) / max(int(mask.sum()), 1)
+        lower.append(int(np.searchsorted(share, 0.005)))
+        upper.append(min(int(np.searchsorted(share, 0.995)) + 1, mask.shape[axis]))
+    return lower, upper
+
+
+def to_unit_range(
+    voxels: npt.NDArray[np.float32], settings: VolumeSettings
+) -> npt.NDArray[np.float32]:
+    """Maps a window in HU, or the volume's own percentiles, linearly to [-1, 1] and clips.
+
+    Raises:
+        VolumeError: the two percentiles of the volume are equal.
+    """
+    if settings.intensity == "window":
+        low, high = settings.window
+    else:
+        low, high = (float(value) for value in np.percentile(voxels, settings.percentiles))
+        if high <= low:
+            raise VolumeError(
+                "nearly all voxels of the image are equal",
+                hint="leave the image out: it may be a mask, or its field of view is empty",
+            )
+    scaled = (voxels - low) * (2.0 / (high - low)) - 1.0
+    return np.asarray(np.clip(scaled, -1.0, 1.0), dtype=np.float32)

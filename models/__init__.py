@@ -1,0 +1,1 @@
+"""Families of 3D generative models: pure torch and MONAI."""

@@ -1,0 +1,1 @@
+"""Attacks on a trained model, their statistics and the report."""

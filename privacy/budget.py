@@ -1,0 +1,114 @@
+"""What a site's ledger rows add up to: reserved, charged and left, for each study and in all.
+
+Pure functions of the rows: `ledger.py` stores them, this file reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..study.errors import VerificationError
+from .accounting import Event, epsilon, merge
+
+
+@dataclass(frozen=True)
+class Account:
+    """One study's account at a site.
+
+    Attributes:
+        study: the study's name.
+        plan_digest: the plan that was approved, SHA-256 in hex.
+        delta: the plan's delta.
+        reserved: the events of the whole study.
+        charged: what has been released, or must be taken as released.
+        closed: True once the unspent reservation was given back.
+    """
+
+    study: str
+    plan_digest: str
+    delta: float
+    reserved: tuple[Event, ...]
+    charged: tuple[Event, ...] = ()
+    closed: bool = False
+
+    @property
+    def committed(self) -> tuple[Event, ...]:
+        """What the site answers for: the larger of reserved and charged, or charged if closed."""
+        return self.charged if self.closed else cover(self.reserved, self.charged)
+
+    @property
+    def spent(self) -> float:
+        """The epsilon of what was charged, at the plan's delta."""
+        return epsilon(self.charged, self.delta)
+
+    @property
+    def left(self) -> float:
+        """The epsilon reserved and not yet spent, at the plan's delta; 0 once closed."""
+        return 0.0 if self.closed else max(0.0, epsilon(self.reserved, self.delta) - self.spent)
+
+    def covers(self, events: Sequence[Event]) -> bool:
+        """Says whether the reservation still holds all of these events, each kind for itself."""
+        wanted = (*self.charged, *events)
+        return not self.closed and cover(self.reserved, wanted) == merge(self.reserved)
+
+
+def cover(*lists: Iterable[Event]) -> tuple[Event, ...]:
+    """Returns the smallest list of events that holds each list: the most steps of each kind."""
+    steps: dict[tuple[str, float, float], Event] = {}
+    for events in lists:
+        for event in merge(events):
+            key = (event.kind, event.sigma, event.rate)
+            held = steps.get(key)
+            steps[key] = event if held is None or event.steps > held.steps else held
+    return merge(steps.values())
+
+
+def read_accounts(bodies: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Account]:
+    """Adds up ledger rows, given as (kind, body) in their order, to one account per study.
+
+    Raises:
+        VerificationError: if a row charges or closes a study that no row reserved.
+    """
+    accounts: dict[str, Account] = {}
+    for kind, body in bodies:
+        study = body["study"]
+        if kind == "reserve":
+            accounts[study] = Account(
+                study, body["plan_digest"], body["delta"], read_events(body["events"])
+            )
+            continue
+        if study not in accounts:
+            raise VerificationError(
+                f"the ledger holds a {kind} of study {study!r}, which nothing reserved"
+            )
+        account = accounts[study]
+        charged = account.charged
+        if kind in ("charge", "note"):
+            charged = merge((*charged, *read_events(body["events"])))
+        closed = account.closed or kind == "close"
+        accounts[study] = Account(
+            study, account.plan_digest, account.delta, account.reserved, charged, closed
+        )
+    return accounts
+
+
+def charged_events(accounts: Mapping[str, Account]) -> tuple[Event, ...]:
+    """Returns everything charged, over all studies."""
+    return merge(event for account in accounts.values() for event in account.charged)
+
+
+def committed_events(accounts: Mapping[str, Account]) -> tuple[Event, ...]:
+    """Returns everything charged or still reserved, over all studies."""
+    return merge(event for account in accounts.values() for event in account.committed)
+
+
+def write_events(events: Iterable[Event]) -> list[list[Any]]:
+    """Turns events into JSON values: [kind, sigma, rate, steps], merged and sorted."""
+    return [[event.kind, event.sigma, event.rate, event.steps] for event in merge(events)]
+
+
+def read_events(written: Iterable[Sequence[Any]]) -> tuple[Event, ...]:
+    """Turns the JSON values of `write_events` back into events."""
+    return tuple(Event(kind, sigma, rate, steps) for kind, sigma, rate, steps in written)

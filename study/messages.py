@@ -1,0 +1,230 @@
+"""What travels in a round: typed, versioned, size-checked and signed; bytes in, bytes out.
+
+A message is `VXF1`, the header's length (4 bytes, big endian), the header (canonical JSON), an Ed25519
+signature of 64 bytes over the header, and a payload whose SHA-256 and size the header names. The
+payload of tensors is safetensors. Nothing in a message is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from .errors import VerificationError, WireError
+from .identity import PublicKey, SigningKey, canonical, pre_authentication
+
+MAGIC = b"VXF1"
+HEADER_TYPE = "application/vnd.voxfed.message.v1+json"
+MAX_HEADER_BYTES = 1 << 20
+COURIER_MAGIC = b"VXFC"
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+
+
+class Header(BaseModel):
+    """A frozen header that forbids unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    payload_digest: Digest = hashlib.sha256(b"").hexdigest()
+    payload_size: int = Field(0, ge=0)
+
+
+class Head(BaseModel):
+    """Length and last digest of a site's ledger; the coordinator echoes the last it was given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    length: int = Field(ge=0)
+    digest: Digest
+
+
+class RefusalCode(StrEnum):
+    """The only thing that a site says about a failure; the text stays at the site."""
+
+    PENDING = "pending"
+    REJECTED = "rejected"
+    NOT_APPROVED = "not-approved"
+    BUDGET = "budget"
+    LIMITS = "limits"
+    COHORT_CHANGED = "cohort-changed"
+    SIGNATURE = "signature"
+    OTHER_REQUEST = "other-request"
+    ROLLED_BACK = "rolled-back"
+    LINEAGE = "lineage"
+    AUDITS_SPENT = "audits-spent"
+    AUDIT_NOT_APPROVED = "audit-not-approved"
+    DEVICE = "device"
+    DISK = "disk"
+    GARBLED = "garbled"
+    INTERNAL = "internal"
+
+
+class DescribeRequest(Header):
+    """Asks what a site agreed to describe of itself."""
+
+    kind: Literal["describe"] = "describe"
+    site: Name
+
+
+class OfferRequest(Header):
+    """Offers a plan; the payload is the plan's text, the signature binds coordinator and plan."""
+
+    kind: Literal["offer"] = "offer"
+    site: Name
+    study: Name
+    plan_digest: Digest
+
+
+class TrainRequest(Header):
+    """Asks for one round of training; the payload is the global tensors."""
+
+    kind: Literal["train"] = "train"
+    site: Name
+    study: Name
+    plan_digest: Digest
+    branch: int = Field(0, ge=0)
+    stage: str = Field(max_length=40)
+    round: int = Field(ge=1)
+    echo: Head | None = None
+
+
+class AuditRequest(Header):
+    """Asks for an audit of the weights in the payload; `lineage` is the signed record of the round."""
+
+    kind: Literal["audit"] = "audit"
+    site: Name
+    study: Name
+    plan_digest: Digest
+    lineage: str = Field(max_length=1 << 16)
+    samples: int = Field(ge=0, le=4096)
+    echo: Head | None = None
+
+
+class Description(Header):
+    """What a site agreed to say of itself, in coarse numbers (mm, bytes)."""
+
+    kind: Literal["description"] = "description"
+    patients: str = Field(pattern=r"^(under [0-9]+|[0-9]+ to [0-9]+|[0-9]+ or more)$")
+    modalities: tuple[str, ...] = Field(max_length=32)
+    spacing: tuple[float, float] | None
+    labels: bool
+    device: str = Field(max_length=80)
+    least_epsilon: float
+    lifetime_epsilon: float
+    without_privacy: bool
+    defaced: Literal["yes", "no", "not-head"]
+    version: str = Field(max_length=40)
+
+
+class Decision(Header):
+    """A site's answer to an offered plan; a declared size is given once it approved."""
+
+    kind: Literal["decision"] = "decision"
+    study: Name
+    plan_digest: Digest
+    decision: Literal["pending", "approved", "rejected"]
+    reason: str = Field("", max_length=500)
+    declared_patients: int = Field(0, ge=0)
+    defaced: Literal["yes", "no", "not-head"] = "no"
+
+
+class Update(Header):
+    """A site's update of one round; the payload is the change of each trained tensor."""
+
+    kind: Literal["update"] = "update"
+    study: Name
+    branch: int
+    stage: str
+    round: int
+    request_digest: Digest
+    steps: int = Field(ge=0)
+    epsilon: float = Field(ge=0)
+    head: Head
+    metrics: dict[str, float] = Field(default_factory=dict, max_length=16)
+
+
+class Audited(Header):
+    """A site's answer to an audit: histograms of scores on fixed bins, and counts of copies."""
+
+    kind: Literal["audited"] = "audited"
+    study: Name
+    request_digest: Digest
+    weights_digest: Digest
+    head: Head
+    epsilon: float = Field(ge=0)
+    counts: Literal["noised", "exact"]
+    edges: tuple[float, ...] = Field(max_length=1025)
+    members: dict[str, tuple[float, ...]] = Field(max_length=16)
+    non_members: dict[str, tuple[float, ...]] = Field(max_length=16)
+    copies: dict[str, float] = Field(default_factory=dict, max_length=32)
+
+
+class Refused(Header):
+    """A site does not do what was asked; only the code leaves."""
+
+    kind: Literal["refused"] = "refused"
+    code: RefusalCode
+    head: Head | None = None
+
+
+Request = DescribeRequest | OfferRequest | TrainRequest | AuditRequest
+Reply = Description | Decision | Update | Audited | Refused
+Message = Request | Reply
+_HEADERS: TypeAdapter[Any] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def encode(header: Message, key: SigningKey, payload: bytes = b"") -> bytes:
+    """Return the message as bytes, with the payload's digest in the header, signed with `key`."""
+    bound = header.model_copy(
+        update={
+            "payload_digest": hashlib.sha256(payload).hexdigest(),
+            "payload_size": len(payload),
+        }
+    )
+    text = canonical(bound.model_dump(mode="json"))
+    signature = key.sign(pre_authentication(HEADER_TYPE, text))
+    return b"".join([MAGIC, struct.pack(">I", len(text)), text, signature, payload])
+
+
+def decode(message: bytes, key: PublicKey) -> tuple[Any, bytes]:
+    """Return header and payload of a message signed by `key`.
+
+    Raises:
+        WireError: the bytes are garbled, cut short, too large or of another version.
+        VerificationError: another key signed it, or the payload is not the one that was signed.
+    """
+    if message[:4] == COURIER_MAGIC:
+        raise WireError(f"the courier could not reach its worker: {message[4:44]!r}")
+    if message[:4] != MAGIC or len(message) < 8:
+        raise WireError("not a voxfed message", got=repr(message[:4]), expected=repr(MAGIC))
+    (size,) = struct.unpack(">I", message[4:8])
+    if size > MAX_HEADER_BYTES or len(message) < 8 + size + 64:
+        raise WireError("a message is cut short or its header is too large")
+    text, signature = message[8 : 8 + size], message[8 + size : 72 + size]
+    if not key.verify(signature, pre_authentication(HEADER_TYPE, text)):
+        raise VerificationError("a message is not signed by its sender", expected=key.identifier)
+    try:
+        header = _HEADERS.validate_json(text, strict=True)
+    except ValidationError as fault:
+        raise WireError(f"a message's header is wrong: {fault.error_count()} fields") from None
+    payload = message[72 + size :]
+    if len(payload) != header.payload_size or (
+        hashlib.sha256(payload).hexdigest() != header.payload_digest
+    ):
+        raise VerificationError("a message's payload is not the one that was signed")
+    return header, payload
+
+
+def request_digest(message: bytes) -> str:
+    """SHA-256 of a request's header, which binds all it asks for, its payload included.
+
+    The echo of the ledger's head and the signature are left out: a request that is asked again after
+    a restart is the same request.
+    """
+    (size,) = struct.unpack(">I", message[4:8])
+    header = _HEADERS.validate_json(message[8 : 8 + size], strict=True)
+    return hashlib.sha256(canonical(header.model_dump(mode="json", exclude={"echo"}))).hexdigest()

@@ -1,0 +1,207 @@
+"""StudyPlan: the study file that the coordinator signs and every site approves."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from .errors import PlanError
+from .tables import Table
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=8, le=512)]
+Trained = Literal["all", "normalisation-and-biases", "adapters"]
+
+
+class VolumeSettings(Table):
+    """How a site turns each scan into a float32 volume (1, D, H, W) in [-1, 1], RAS orientation."""
+
+    shape: tuple[Side, Side, Side] = Field(
+        description="three voxel counts from 8 to 512, as (D, H, W)"
+    )
+    spacing: tuple[Positive, Positive, Positive] = Field(
+        description="three voxel sizes above 0, in mm"
+    )
+    modality: str = Field(
+        "", description='the image suffix, e.g. "T1w" or "ct"; "" takes every image'
+    )
+    intensity: Literal["percentiles", "window"] = Field(
+        "percentiles", description='"percentiles" (MRI) or "window" (CT, in HU)'
+    )
+    percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="two rising percentiles from 0 to 100, of each volume alone"
+    )
+    window: tuple[float, float] = Field((-1000.0, 1000.0), description="lower and upper HU, rising")
+
+    @field_validator("percentiles", "window")
+    @classmethod
+    def _rising(cls, pair: tuple[float, float]) -> tuple[float, float]:
+        if not pair[0] < pair[1]:
+            raise ValueError("the first must be below the second")
+        return pair
+
+    @field_validator("percentiles")
+    @classmethod
+    def _in_percent(cls, pair: tuple[float, float]) -> tuple[float, float]:
+        if not (pair[0] >= 0 and pair[1] <= 100):
+            raise ValueError("outside 0 to 100")
+        return pair
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of these settings, the key of preprocessed volumes on disk."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class OptimiserSettings(Table):
+    """The optimiser of every site, started afresh each round."""
+
+    name: Literal["adam", "sgd"] = Field("adam", description='"adam" or "sgd"')
+    learning_rate: Positive = Field(description="a step size above 0, e.g. 3e-4")
+
+
+class PrivacySettings(Table):
+    """What bounds a patient's influence; these settings can change epsilon."""
+
+    enabled: bool = Field(True, description="true, or false to train without differential privacy")
+    epsilon: float = Field(8.0, gt=0, le=100, description="the budget of this study, above 0")
+    delta: float = Field(1e-5, gt=0, lt=1e-2, description="below 1 / patients, e.g. 1e-5")
+    clip_norm: Positive = Field(
+        1.0, description="the largest norm of a patient's gradient, above 0"
+    )
+    volumes_per_patient: Count = Field(
+        1, description="volumes of a patient read in one step, 1 or more"
+    )
+    noise_multiplicity: Count = Field(
+        1, description="noise draws averaged per volume before clipping, 1 or more; costs no budget"
+    )
+    metric_noise: Positive | None = Field(
+        None,
+        description="noise multiplier of the mean loss sent each round; leave out to send none",
+    )
+    audit_counts: Literal["noised", "exact"] = Field(
+        "noised", description='"noised" (charged) or "exact" (not covered by epsilon)'
+    )
+    audit_noise: Positive = Field(10.0, description="noise multiplier of audit counts, above 0")
+    audits: int = Field(
+        2, ge=1, le=10, description="audits that a site answers in this study, 1 to 10"
+    )
+
+
+class AggregationSettings(Table):
+    """How the coordinator joins the sites' updates."""
+
+    quorum: Count = Field(2, description="sites that must reply before a round counts, 1 or more")
+    deadline: float = Field(3600.0, gt=0, description="seconds a round waits for its sites")
+    approval_deadline: float = Field(
+        86400.0, gt=0, description="seconds that sites have to approve this plan"
+    )
+    update_norm: Positive = Field(
+        1e4, description="largest norm of a site's update; a larger one is dropped"
+    )
+
+
+class StartSettings(Table):
+    """Public weights that the first round starts from."""
+
+    weights: str = Field(description="a safetensors file beside the study file")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits, its SHA-256")
+
+
+class ReleaseRules(Table):
+    """What the release gate checks; see privacy/release.py for each rule."""
+
+    officers: Count = Field(1, description="privacy officers who must approve, 1 or more")
+    auc_block: float = Field(
+        0.60, gt=0.5, lt=1, description="block above this lower 95 % bound of any site's AUC"
+    )
+    auc_half_width: Positive = Field(
+        0.08, description="widest 95 % half-width of the AUC that may PASS"
+    )
+    allow_without_privacy: bool = Field(
+        False, description="true lets a model trained without privacy be released"
+    )
+
+
+class StudyPlan(Table):
+    """One study, frozen and validated; its digest is that of the very bytes of the file."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and hyphens"
+    )
+    family: str = Field(description="a family that `voxfed models` lists")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the family's own settings")
+    rounds: int = Field(ge=1, le=100_000, description="federated rounds, 1 or more")
+    local_steps: Count = Field(description="optimiser steps of a site in a round, 1 or more")
+    expected_patients: Count = Field(description="patients drawn per step on average, 1 or more")
+    trained: Trained = Field("all", description='"all", "normalisation-and-biases" or "adapters"')
+    audit_fraction: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of patients that flip a coin for the audit, above 0 to 1",
+    )
+    volumes: VolumeSettings = Field(description="a [volumes] table")
+    optimiser: OptimiserSettings = Field(description="an [optimiser] table")
+    privacy: PrivacySettings = Field(description="a [privacy] table")
+    aggregation: AggregationSettings = Field(
+        default_factory=AggregationSettings, description="an [aggregation] table"
+    )
+    start: StartSettings | None = Field(None, description="a [start] table, or none")
+    release: ReleaseRules = Field(default_factory=ReleaseRules, description="a [release] table")
+    _text: bytes = PrivateAttr(default=b"")
+
+    @model_validator(mode="after")
+    def _spacing_of_checkpoints(self) -> Self:
+        if self.privacy.noise_multiplicity * self.privacy.volumes_per_patient > 1024:
+            raise ValueError("volumes_per_patient x noise_multiplicity is over 1024")
+        return self
+
+    @classmethod
+    def from_text(cls, text: bytes, *, file: str = "the study file") -> Self:
+        """Read a plan; raise PlanError naming every wrong, missing and unknown key at once."""
+        plan = cls.parse(text, file=file, error=PlanError)
+        plan._text = text
+        return plan
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the plan in `path`; raise PlanError where it is not there or is wrong."""
+        try:
+            text = path.read_bytes()
+        except OSError as fault:
+            raise PlanError(
+                f"{path} cannot be read: {fault.strerror}", hint="name a study file"
+            ) from None
+        return cls.from_text(text, file=path.name)
+
+    @property
+    def text(self) -> bytes:
+        """The bytes of the file as they were read and are signed."""
+        return self._text
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's bytes, in hexadecimal."""
+        return hashlib.sha256(self._text).hexdigest()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a site in the whole study."""
+        return self.rounds * self.local_steps
+
+
+def safe_name(name: str, *, what: str) -> str:
+    """Return `name` if it can stand in a path and a URL; raise PlanError otherwise."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name):
+        raise PlanError(
+            f"{what} cannot be used as a name",
+            got=repr(name[:60]),
+            expected="lower-case letters, digits and hyphens",
+        )
+    return name

@@ -88,13 +88,13 @@ def survey(folder: Path, modality: str = "") -> Cohort:
         raise VolumeError("the cohort is not a folder", got=folder, hint=hint)
     survey = _Survey(folder.resolve(), modality.lower())
     try:
-        if (survey.folder / MANIFEST).exists():
+        if (survey.folder / MANIFEST).is_file():
             survey.read_manifest()
         else:
             survey.read_folders()
-    except PermissionError:
+    except OSError:
         hint = "give this user read permission on it and every folder in it (chmod, chown)"
-        raise VolumeError("the cohort may not be read", got=folder, hint=hint) from None
+        raise VolumeError("the cohort cannot be read", got=folder, hint=hint) from None
     return survey.cohort()
 
 
@@ -136,14 +136,21 @@ class _Survey:
                 "make one folder a patient with .nii.gz files, a BIDS tree, or a manifest.csv",
             )
         patients = {
-            name: tuple(sorted(self.images[name], key=lambda image: image.path))
-            for name in sorted(self.images)
+            name: tuple(sorted(images, key=lambda image: image.path))
+            for name, images in sorted(self.images.items())
+            if images
         }
         return Cohort(self.folder, patients, tuple(self.findings))
 
     def fail(self, path: Path | str, reason: str, remedy: str) -> None:
         where = path if isinstance(path, str) else shown(path, self.folder)
         self.findings.append(Finding(where, Verdict.FAIL, reason, remedy))
+
+    def warn_left_out(self, path: str, patient: str) -> None:
+        image = f"{self.modality} image" if self.modality else "image"
+        remedy = "add a file whose name ends in _<modality>.nii.gz, or leave the patient out"
+        reason = f"patient {patient} has no {image} and is left out"
+        self.findings.append(Finding(path, Verdict.WARN, reason, remedy))
 
     def read_folders(self) -> None:
         entries = [p for p in sorted(self.folder.iterdir()) if not p.name.startswith(".")]
@@ -188,12 +195,7 @@ class _Survey:
         if not found and is_dicom(folder):
             self.fail(folder, "this is a DICOM folder", conversion(folder, self.modality))
         elif not kept:
-            wanted = f"{self.modality} image" if self.modality else "image"
-            self.fail(
-                folder,
-                f"the patient has no {wanted}",
-                "add a .nii.gz file whose name ends in _<modality>.nii.gz, or remove the folder",
-            )
+            self.warn_left_out(shown(folder, self.folder), folder.name)
 
     def is_inside(self, path: Path) -> bool:
         """A link out of the cohort would train on what nobody checked or mounted."""
@@ -213,8 +215,9 @@ class _Survey:
                     self.read_row(row, reader.line_num)
         except (UnicodeDecodeError, csv.Error):
             self.fail(MANIFEST, "the manifest is not CSV in UTF-8", "save it again as CSV UTF-8")
-        if not self.images and not self.findings:
-            self.fail(MANIFEST, "the manifest names no image that is wanted", "add rows to it")
+        for patient, images in self.images.items():
+            if not images:
+                self.warn_left_out(MANIFEST, patient)
 
     def accept_columns(self, columns: list[str]) -> bool:
         missing = [name for name in COLUMNS[:2] if name not in columns]
@@ -222,7 +225,7 @@ class _Survey:
         if missing or unknown or len(set(columns)) < len(columns):
             self.fail(
                 MANIFEST,
-                f"the first line is wrong (got {', '.join(columns) or 'nothing'},"
+                f"the first line is wrong (got {columns},"
                 f" expected {', '.join(COLUMNS[:2])}, optional {', '.join(COLUMNS[2:])})",
                 "correct the first line of manifest.csv",
             )
@@ -239,15 +242,16 @@ class _Survey:
             self.fail(where, "the patient's name cannot be used", NAMING)
             return
         cells = {name: row.get(name, "").strip() for name in COLUMNS[1:]}
-        if cells["path"] and self.modality not in ("", modality_of(Path(cells["path"]))):
-            return
-        files = {name: self.named_file(cell, where) for name, cell in cells.items() if cell}
         if not cells["path"]:
             self.fail(where, "the row names no image", "fill in the column path")
-        elif None not in files.values():
-            path = files.pop("path")
-            if path is not None:
-                self.images[patient].append(Image(path, **files))
+            return
+        images = self.images[patient]
+        if self.modality not in ("", modality_of(Path(cells["path"]))):
+            return
+        named = {name: self.named_file(cell, where) for name, cell in cells.items() if cell}
+        path = named.pop("path")
+        if path is not None and None not in named.values():
+            images.append(Image(path, **named))
 
     def named_file(self, cell: str, where: str) -> Path | None:
         path = Path(os.path.normpath(self.folder / cell))
@@ -271,9 +275,9 @@ def _image_files(folder: Path) -> Iterator[Path]:
     def stop(error: OSError) -> None:
         raise error
 
-    for parent, folders, files in os.walk(folder, onerror=stop):
+    for parent, folders, plain in os.walk(folder, onerror=stop):
         # a folder that bears an image's name is listed, so that the check can say what it is
-        names = [*files, *(name for name in folders if name.endswith(SUFFIXES))]
+        names = [*plain, *(name for name in folders if name.endswith(SUFFIXES))]
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in names)
         for name in sorted(names):
             if name.endswith(SUFFIXES) and not name.startswith("."):

@@ -179,7 +179,7 @@ def _read_voxels(
         stored = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
         offset = int(header["vox_offset"]) or header.single_vox_offset
-    except (HeaderDataError, ValueError, OverflowError):
+    except (HeaderDataError, KeyError, ValueError, OverflowError):
         raise VolumeError("the header's data type or scaling is unknown", hint=_REWRITE) from None
     if stored.names is not None:
         raise VolumeError(

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..study.errors import VerificationError
+from ..study.errors import Refusal, VerificationError
 from .accounting import Event, epsilon, merge
+from .chain import Row
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,15 @@ def cover(*lists: Iterable[Event]) -> tuple[Event, ...]:
     return merge(steps.values())
 
 
-def read_accounts(bodies: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Account]:
-    """Adds up ledger rows, given as (kind, body) in their order, to one account per study.
+def read_accounts(rows: Iterable[Row]) -> dict[str, Account]:
+    """Adds up the ledger's rows, in their order, to one account per study.
 
     Raises:
         VerificationError: if a row charges or closes a study that no row reserved.
     """
     accounts: dict[str, Account] = {}
-    for kind, body in bodies:
-        study = body["study"]
+    for row in rows:
+        kind, body, study = row.kind, row.body, row.body["study"]
         if kind == "reserve":
             accounts[study] = Account(
                 study, body["plan_digest"], body["delta"], read_events(body["events"])
@@ -92,6 +93,19 @@ def read_accounts(bodies: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, 
             study, account.plan_digest, account.delta, account.reserved, charged, closed
         )
     return accounts
+
+
+def account_of(accounts: Mapping[str, Account], study: str) -> Account:
+    """Returns a study's account.
+
+    Raises:
+        Refusal: if nothing was reserved for it.
+    """
+    if study not in accounts:
+        raise Refusal(
+            f"nothing is reserved for study {study}", hint="approve the study first: site approve"
+        )
+    return accounts[study]
 
 
 def charged_events(accounts: Mapping[str, Account]) -> tuple[Event, ...]:

@@ -1,50 +1,22 @@
-"""A site's lifetime privacy budget: an append-only, hash-chained SQLite file.
+"""A site's lifetime privacy budget: what was reserved and charged, kept in a hash chain.
 
-What is found: any edit, deletion or reordering of rows, by the chain; missing rows at the end,
-and an old copy put back, by the head that the coordinator echoes. What is not: a rollback of the
-whole folder while no coordinator is asked. A copy is good only while no process has the ledger
-open, since the newest rows may still lie in the -wal file beside it.
+What is found: any edit, deletion or reordering of rows, by the chain (`chain.py`); missing last
+rows and an old copy put back, by the head that the coordinator echoes. What is not: a rollback
+of the whole folder while no coordinator is asked.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from ..study.errors import (
-    BudgetExhausted,
-    ProcessError,
-    Refusal,
-    UsageError,
-    VerificationError,
-)
+from ..study.errors import BudgetExhausted, ProcessError, Refusal, VerificationError
 from . import accounting, budget
 from .accounting import Event
 from .budget import Account
-
-Kind = Literal["reserve", "charge", "close", "note"]
-
-_GENESIS = "0" * 64
-_SCHEMA = """
-CREATE TABLE rows (
-    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL,
-    previous TEXT NOT NULL UNIQUE, digest TEXT NOT NULL UNIQUE
-);
-CREATE UNIQUE INDEX one_charge ON rows (
-    json_extract(body, '$.study'), json_extract(body, '$.branch'),
-    json_extract(body, '$.stage'), json_extract(body, '$.round')
-) WHERE kind = 'charge';
-CREATE TRIGGER no_update BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER no_delete BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'append only'); END;
-"""
+from .chain import Chain, Head, Row, head_of
 
 
 @dataclass(frozen=True)
@@ -64,30 +36,11 @@ class Committed:
     reply_digest: str
 
 
-@dataclass(frozen=True)
-class Head:
-    """The chain's length and the digest of its last row (64 zeros for an empty one)."""
-
-    length: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the chain; `digest` covers everything else, `previous` the row before."""
-
-    seq: int
-    kind: Kind
-    body: Mapping[str, Any]
-    previous: str
-    digest: str
-
-
 class Ledger:
     """The site's account book; every answer is read from a chain that was just verified.
 
-    Any number of threads and processes may hold one on the same file. Charges are made under
-    SQLite's write lock (WAL, synchronous=FULL), so that a row exists whole or not at all.
+    Any number of threads and processes may hold one on the same file: each decision is made
+    and written under one lock.
 
     Guarantee:
         Charged and reserved events together stay within `lifetime_epsilon` at `delta`
@@ -97,7 +50,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, lifetime_epsilon: float, delta: float) -> None:
-        self._path, self._cap, self._delta = path, lifetime_epsilon, delta
+        self._chain, self._cap, self._delta = Chain(path), lifetime_epsilon, delta
 
     @classmethod
     def create(cls, path: Path, *, lifetime_epsilon: float, delta: float) -> Ledger:
@@ -107,21 +60,7 @@ class Ledger:
             UsageError: if the file exists: a budget is never started afresh.
             ProcessError: if it cannot be written.
         """
-        draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-        try:
-            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-                connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-            os.link(draft, path)
-            _sync_folder(path.parent)
-        except FileExistsError:
-            raise UsageError(
-                "this site has a ledger already", got=path, hint="a budget cannot be started afresh"
-            ) from None
-        except (OSError, sqlite3.Error) as error:
-            raise ProcessError("the ledger cannot be created", got=error) from None
-        finally:
-            draft.unlink(missing_ok=True)
+        Chain(Path(path)).create()
         return cls.open(path, lifetime_epsilon=lifetime_epsilon, delta=delta)
 
     @classmethod
@@ -155,11 +94,11 @@ class Ledger:
             Refusal: if the name is known under another plan, or closed.
             BudgetExhausted: if the lifetime budget does not hold it; nothing is written.
         """
-        with self._writing() as (connection, rows):
-            accounts = _accounts(rows)
+        with self._chain.writing() as page:
+            accounts = budget.read_accounts(page.rows)
             known = accounts.get(study)
             if known is not None:
-                _same_plan(known, plan_digest)
+                _check_plan(known, plan_digest)
                 return
             self._check_lifetime((*budget.committed_events(accounts), *events), study)
             body = {
@@ -169,7 +108,7 @@ class Ledger:
                 "epsilon": accounting.epsilon(events, delta),
                 "delta": delta,
             }
-            _append(connection, rows, "reserve", body)
+            page.append("reserve", body)
 
     def begin(
         self, key: RoundKey, request_digest: str, events: Sequence[Event]
@@ -186,7 +125,7 @@ class Ledger:
         rows = self.rows()
         done = _charged(rows, key, request_digest)
         if done is None:
-            self._check_affordable(_accounts(rows), key.study, events)
+            self._check_affordable(budget.read_accounts(rows), key.study, events)
         return done
 
     def commit(
@@ -201,21 +140,21 @@ class Ledger:
             BudgetExhausted: as `begin`.
             ProcessError: if the row cannot be written; nothing is charged then.
         """
-        with self._writing() as (connection, rows):
-            done = _charged(rows, key, request_digest)
+        with self._chain.writing() as page:
+            done = _charged(page.rows, key, request_digest)
             if done is None:
-                self._check_affordable(_accounts(rows), key.study, events)
+                self._check_affordable(budget.read_accounts(page.rows), key.study, events)
                 digests = {"request_digest": request_digest, "reply_digest": reply_digest}
                 body = asdict(key) | digests | {"events": budget.write_events(events)}
-                rows = [*rows, _append(connection, rows, "charge", body)]
+                page.append("charge", body)
             elif done.reply_digest != reply_digest:
                 raise Refusal(
-                    f"{_name(key)} was charged for another reply",
+                    f"round {key.round} of study {key.study} was charged for another reply",
                     got=reply_digest,
                     expected=done.reply_digest,
                     hint="send the committed reply from the outbox",
                 )
-        return _head(rows)
+        return head_of(page.rows)
 
     def close(self, study: str) -> None:
         """Gives back what a study has reserved and not spent; it can be charged no more.
@@ -223,9 +162,9 @@ class Ledger:
         Raises:
             Refusal: if nothing was reserved for the study.
         """
-        with self._writing() as (connection, rows):
-            if not _account(_accounts(rows), study).closed:
-                _append(connection, rows, "close", {"study": study})
+        with self._chain.writing() as page:
+            if not budget.account_of(budget.read_accounts(page.rows), study).closed:
+                page.append("close", {"study": study})
 
     def note(self, study: str, reason: str, events: Sequence[Event] = ()) -> None:
         """Writes down what happened to a study, such as a recovery, and charges the worst case.
@@ -235,10 +174,10 @@ class Ledger:
         Raises:
             Refusal: if nothing was reserved for the study.
         """
-        with self._writing() as (connection, rows):
-            _account(_accounts(rows), study)
+        with self._chain.writing() as page:
+            budget.account_of(budget.read_accounts(page.rows), study)
             body = {"study": study, "reason": reason, "events": budget.write_events(events)}
-            _append(connection, rows, "note", body)
+            page.append("note", body)
 
     def rows(self) -> list[Row]:
         """Returns all rows in their order, after verifying the chain.
@@ -246,12 +185,11 @@ class Ledger:
         Raises:
             VerificationError: naming the first row that was altered, deleted or reordered.
         """
-        with self._connected() as connection:
-            return _verified(connection)
+        return self._chain.rows()
 
     def verify_chain(self) -> Head:
         """Verifies every row and returns the head; raises as `rows`."""
-        return _head(self.rows())
+        return head_of(self.rows())
 
     def head(self) -> Head:
         """Returns the chain's length and last digest, to be signed into each reply."""
@@ -269,7 +207,7 @@ class Ledger:
         if echo is None:
             return
         rows = self.rows()
-        held = _head(rows[: echo.length]) if 0 <= echo.length <= len(rows) else _head(rows)
+        held = head_of(rows[: max(0, echo.length)])
         if held != echo:
             raise VerificationError(
                 "the ledger does not continue the one that the coordinator has seen",
@@ -280,15 +218,15 @@ class Ledger:
 
     def accounts(self) -> dict[str, Account]:
         """Returns each study's account, by name."""
-        return _accounts(self.rows())
+        return budget.read_accounts(self.rows())
 
     def spent(self, study: str) -> float:
         """Returns the epsilon of the study's charged events, at the plan's delta."""
-        return _account(self.accounts(), study).spent
+        return budget.account_of(self.accounts(), study).spent
 
     def left(self, study: str) -> float:
         """Returns the epsilon that the study has reserved and not spent, at the plan's delta."""
-        return _account(self.accounts(), study).left
+        return budget.account_of(self.accounts(), study).left
 
     def lifetime_spent(self) -> float:
         """Returns the lifetime epsilon of everything charged."""
@@ -298,7 +236,7 @@ class Ledger:
     def lifetime_left(self) -> float:
         """Returns the cap less the lifetime epsilon of everything charged or reserved.
 
-        What a further study may cost is at least this: epsilons add up to less than their sum.
+        A further study whose own lifetime epsilon is at most this is always admitted.
         """
         events = budget.committed_events(self.accounts())
         return max(0.0, self._cap - accounting.lifetime_epsilon(events, self._delta))
@@ -316,7 +254,7 @@ class Ledger:
     def _check_affordable(
         self, accounts: Mapping[str, Account], study: str, events: Sequence[Event]
     ) -> None:
-        account = _account(accounts, study)
+        account = budget.account_of(accounts, study)
         if not account.covers(events):
             wanted = accounting.epsilon((*account.charged, *events), account.delta)
             reserved = accounting.epsilon(account.reserved, account.delta)
@@ -328,34 +266,6 @@ class Ledger:
                 hint="a study cannot outgrow its plan; propose a new one",
             )
         self._check_lifetime((*budget.charged_events(accounts), *events), study)
-
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        """Opens the file for one operation, so that threads and processes share nothing."""
-        try:
-            uri = f"{self._path.absolute().as_uri()}?mode=rw"
-            with closing(sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)) as held:
-                held.execute("PRAGMA journal_mode = WAL")
-                held.execute("PRAGMA synchronous = FULL")
-                yield held
-        except sqlite3.OperationalError as error:
-            if not self._path.exists():
-                raise VerificationError(
-                    "the ledger is missing", got=self._path, hint="put it back from a backup"
-                ) from None
-            raise ProcessError("the ledger cannot be used now", got=error) from None
-        except sqlite3.DatabaseError as error:
-            raise VerificationError(
-                "the ledger is damaged", got=error, hint="put it back from a backup"
-            ) from None
-
-    @contextmanager
-    def _writing(self) -> Iterator[tuple[sqlite3.Connection, list[Row]]]:
-        """Holds the write lock from reading the rows to committing the new one."""
-        with self._connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection, _verified(connection)
-            connection.execute("COMMIT")
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -376,3 +286,33 @@ def require_space(folder: Path, needed: int) -> None:
             expected=f"at least {needed} bytes",
             hint="make room, then start again; no budget was spent",
         )
+
+
+def _charged(rows: Sequence[Row], key: RoundKey, request_digest: str) -> Committed | None:
+    """Finds what was committed under a key; refuses another request under it."""
+    wanted = asdict(key)
+    for row in rows:
+        if row.kind == "charge" and all(row.body[name] == wanted[name] for name in wanted):
+            if row.body["request_digest"] != request_digest:
+                raise Refusal(
+                    f"round {key.round} of {key.study}, stage {key.stage}, branch {key.branch},"
+                    " was charged for another request",
+                    got=request_digest[:12],
+                    expected=row.body["request_digest"][:12],
+                    hint="a rewind needs a new branch, signed by the coordinator",
+                )
+            return Committed(row.body["reply_digest"])
+    return None
+
+
+def _check_plan(account: Account, plan_digest: str) -> None:
+    """Refuses a known study name under another plan, or one that is closed."""
+    if account.plan_digest != plan_digest:
+        raise Refusal(
+            f"study {account.study} is known under another plan",
+            got=plan_digest[:12],
+            expected=account.plan_digest[:12],
+            hint="give the new plan another name",
+        )
+    if account.closed:
+        raise Refusal(f"study {account.study} is closed", hint="give a new plan another name")

@@ -52,10 +52,10 @@ def add_noise(
     """Adds N(0, standard_deviation^2) to every value of a sum and rounds the result to a grid.
 
     Sum and noise are float64. Each noise value is the scaled sum of `DRAWS` Box-Muller values
-    from uniforms of 53 bits. The result is rounded to multiples of `grid(standard_deviation)`,
-    whose low bits carry nothing of the sum, and only then becomes float32. A value of plain
-    floating-point noise has gaps that tell which sum it was added to (Mironov 2012); a sum of
-    draws fills them (Holohan and Braghin 2021) and the grid covers what is left.
+    from uniforms of 53 bits (`_uniforms`). The result is rounded to multiples of
+    `grid(standard_deviation)` and only then becomes float32. A value of plain floating-point
+    noise has gaps that tell which sum it was added to (Mironov 2012); a sum of draws fills them
+    (Holohan and Braghin 2021) and the grid covers what is left.
 
     Guarantee:
         With L2 sensitivity C and standard_deviation = sigma C, the release is the Gaussian
@@ -79,8 +79,6 @@ def add_noise(
     step = grid(standard_deviation)
     if any(tensor.dtype != torch.float64 for tensor in total):
         raise UsageError("a sum to be noised must be float64")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in total):
-        raise UsageError("a sum to be noised must be finite", hint="clip each patient first")
     stream = keystream or Keystream.from_system()
     return [_noised(tensor, standard_deviation, step, stream) for tensor in total]
 
@@ -109,8 +107,10 @@ def _noised(tensor: Tensor, deviation: float, step: float, stream: Keystream) ->
         noise = _sum_of_draws(block.size, stream)
         noise *= scale
         noise += block
+        if not np.isfinite(noise).all():
+            raise UsageError("a sum to be noised must be finite", hint="clip each patient first")
         # A power of two divides and multiplies without error: only rint rounds.
-        noise /= step
+        noise *= 1 / step
         np.rint(noise, out=noise)
         noise *= step
         released[start : start + _BLOCK] = noise

@@ -19,6 +19,8 @@ from ..study.errors import ProcessError, VerificationError
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 730
+# Clocks of hospitals differ; a certificate of today must not be one of tomorrow.
+BACKDATED_DAYS = 1
 
 
 def create_certificates(folder: Path, names: Sequence[str]) -> None:
@@ -117,8 +119,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # Clocks of hospitals differ; a certificate of today must not be one of tomorrow.
-        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=BACKDATED_DAYS))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )

@@ -142,8 +142,7 @@ class Update(Header):
     round: int
     request_digest: Digest
     steps: int = Field(ge=0)
-    epsilon: float = Field(ge=0)
-    head: Head
+    epsilon: float | None = Field(ge=0)
     metrics: dict[str, float] = Field(default_factory=dict, max_length=16)
 
 
@@ -154,8 +153,7 @@ class Audited(Header):
     study: Name
     request_digest: Digest
     weights_digest: Digest
-    head: Head
-    epsilon: float = Field(ge=0)
+    epsilon: float | None = Field(ge=0)
     counts: Literal["noised", "exact"]
     edges: tuple[float, ...] = Field(max_length=1025)
     members: dict[str, tuple[float, ...]] = Field(max_length=16)
@@ -168,11 +166,20 @@ class Refused(Header):
 
     kind: Literal["refused"] = "refused"
     code: RefusalCode
-    head: Head | None = None
+
+
+class Receipt(Header):
+    """Carries a charged reply, as its payload, with the head of the ledger after the charge.
+
+    The reply's digest is part of the ledger's row, so the row's digest cannot be part of the reply.
+    """
+
+    kind: Literal["receipt"] = "receipt"
+    head: Head
 
 
 Request = DescribeRequest | OfferRequest | TrainRequest | AuditRequest
-Reply = Description | Decision | Update | Audited | Refused
+Reply = Description | Decision | Update | Audited | Refused | Receipt
 Message = Request | Reply
 _HEADERS: TypeAdapter[Any] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
 from voxfed.client.socket import serve
 from voxfed.client.supernode import SuperNode, check_coordinator, node_key, start_supernode
 from voxfed.server.certificates import create_certificates
 from voxfed.server.control import Control
 from voxfed.server.superlink import SuperLink, start_superlink
-from voxfed.study.errors import VerificationError
+from voxfed.study.errors import ProcessError, VerificationError
 
 pytestmark = pytest.mark.slow
 
@@ -135,18 +133,75 @@ def _processes_naming(text: str) -> list[int]:
     return found
 
 
+def _journal(courier: Path) -> list[dict]:
+    return [json.loads(line) for line in (courier / "journal.jsonl").read_text().splitlines()]
+
+
 def test_three_rounds_of_a_megabyte_with_two_named_sites(federation: Federation) -> None:
-    """Bytes go out and come back whole, by name, through our courier and not through the bundle."""
-    for name in ("hospital-a", "hospital-b"):
+    """Bytes go out and come back whole, by name, through our courier and not the bundle's code."""
+    sites = ["hospital-a", "hospital-b"]
+    for name in sites:
         federation.site(name)
-    result = federation.run(sites=["hospital-a", "hospital-b"], rounds=3, size=1_000_000)
-    assert result["online"] == ["hospital-a", "hospital-b"]
+    intruder = federation.site("intruder", enrol=False)
+    result = federation.run(sites=sites, rounds=3, size=1_000_000)
     for number in result["rounds"]:
-        assert number["replies"] == {"hospital-a": "echo", "hospital-b": "echo"}
-    for name in ("hospital-a", "hospital-b"):
+        assert number["replies"] == dict.fromkeys(sites, "echo")
+    for name in sites:
         courier = federation.folder / name / "courier"
-        lines = [json.loads(line) for line in (courier / "journal.jsonl").open()]
+        lines = _journal(courier)
         assert [line["outcome"] for line in lines] == ["delivered"] * 3
         assert {line["request_bytes"] for line in lines} == {1_000_004}
         assert len({line["bundle"] for line in lines}) == 1
         assert not (courier / "flower" / "apps").exists(), "the bundle was unpacked"
+    assert result["online"] == sites, "a node that nobody enrolled is in the federation"
+    assert intruder.process.wait(20) != 0
+    assert "SuperNode" in intruder.log.read_text()
+
+    federation.stack.close()
+    gone = _wait_for(lambda: not _processes_naming(str(federation.folder)), 10)
+    assert gone, _processes_naming(str(federation.folder))
+
+
+def test_a_local_failure_travels_as_a_code_and_nothing_else(federation: Federation) -> None:
+    """A worker that is down or raises yields a code; a patient's name stays at the site."""
+
+    def fail(message: bytes) -> bytes:
+        raise ValueError("Jane Roe")
+
+    federation.site("hospital-a", handler=None)
+    federation.site("hospital-b", handler=fail)
+    result = federation.run(sites=["hospital-a", "hospital-b"], rounds=1, size=10)
+    code = "VXFCworker-unreachable"
+    assert result["rounds"][0]["replies"] == {"hospital-a": code, "hospital-b": code}
+    outcomes = [
+        line["outcome"]
+        for name in ("hospital-a", "hospital-b")
+        for line in _journal(federation.folder / name / "courier")
+    ]
+    assert outcomes == ["worker-unreachable"] * 2
+    files = [file for file in federation.coordinator.rglob("*") if file.is_file()]
+    assert any(file.name == "superlink.sqlite" for file in files)
+    assert not [file for file in files if b"Jane Roe" in file.read_bytes()]
+
+
+def test_foreign_certificates_and_strangers_are_refused(federation: Federation) -> None:
+    """A false coordinator is found by its certificate; a stranger cannot start a run."""
+    foreign = federation.folder / "foreign"
+    create_certificates(foreign, ["127.0.0.1"])
+    address = f"127.0.0.1:{federation.link.port}"
+    check_coordinator(address, federation.coordinator / "certificates" / "ca.pem")
+    with pytest.raises(VerificationError, match="cannot be trusted"):
+        check_coordinator(address, foreign / "ca.pem")
+    federation.site("hospital-a", root=foreign / "ca.pem")
+    federation.site("hospital-b")
+
+    def online() -> set[str]:
+        return {node.name for node in federation.control.nodes() if node.online}
+
+    assert _wait_for(lambda: "hospital-b" in online(), 30)
+    time.sleep(3)
+    assert online() == {"hospital-b"}
+
+    (federation.coordinator / "control.token").write_text("0" * 64)
+    with pytest.raises(ProcessError, match="refused"):
+        federation.control.nodes()

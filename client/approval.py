@@ -1,0 +1,215 @@
+"""Approval: a plan that was offered, and what the operator decided about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..privacy.terms import Terms, agree, declared_size
+from ..study.errors import LimitRefusal, Refusal, VerificationError, VoxfedError
+from ..study.files import write
+from ..study.identity import canonical
+from ..study.plan import StudyPlan, safe_name
+from .check import check_cohort
+from .cohort import read_cohort
+from .finding import Verdict
+from .manifest import Manifest, Progress, freeze
+from .site import Site
+
+State = Literal["pending", "approved", "rejected"]
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One study's folder in the site's approvals."""
+
+    folder: Path
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan as it was offered; its signature was checked when it came."""
+        return StudyPlan.read(self.folder / "plan.toml")
+
+    @property
+    def state(self) -> State:
+        """What the operator decided."""
+        return self._decision()["decision"] if self._decided.exists() else "pending"
+
+    @property
+    def reason(self) -> str:
+        """Why the operator rejected the plan; the operator chose to send it."""
+        return str(self._decision().get("reason", ""))
+
+    @property
+    def declared(self) -> int:
+        """The declared size, frozen at approval."""
+        return int(self._decision().get("declared", 0))
+
+    @property
+    def terms(self) -> Terms:
+        """The constants of the study at this site, fixed at approval by plan and declared size."""
+        return agree(self.plan, self.declared)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The frozen cohort."""
+        return Manifest.read(self.folder / "manifest.json")
+
+    def decide(self, **facts: object) -> None:
+        """Write the decision; this is the last write of an approval."""
+        write(self._decided, canonical(facts), mode=0o600)
+
+    @property
+    def _decided(self) -> Path:
+        return self.folder / "decision.json"
+
+    def _decision(self) -> dict[str, object]:
+        try:
+            decision = json.loads(self._decided.read_bytes())
+        except OSError:
+            return {}
+        except ValueError:
+            raise VerificationError(f"{self._decided} is garbled", hint="restore it") from None
+        return decision if isinstance(decision, dict) else {}
+
+
+def all_approvals(site: Site) -> list[Approval]:
+    """Return every plan that was offered to the site, by name."""
+    return [Approval(path.parent) for path in sorted(site.approvals.glob("*/plan.toml"))]
+
+
+def find(site: Site, study: str) -> Approval:
+    """Return the approval of `study`; raise Refusal where no such plan was offered."""
+    approval = Approval(site.approvals / safe_name(study, what="the study"))
+    if not (approval.folder / "plan.toml").exists():
+        offered = ", ".join(a.folder.name for a in all_approvals(site)) or "none"
+        raise Refusal(
+            f"no plan named {study} was offered", got=study, expected=f"one of: {offered}"
+        )
+    return approval
+
+
+def receive(site: Site, study: str, text: bytes, envelope: bytes) -> Approval:
+    """Keep an offered plan with its signature; another plan under a decided name is refused.
+
+    Raises:
+        Refusal: the name stands for another plan that was approved or rejected.
+        PlanError: the plan is wrong.
+    """
+    plan = StudyPlan.from_text(text)
+    if plan.name != study:
+        raise Refusal("the offer names another study", got=plan.name, expected=study)
+    approval = Approval(site.approvals / study)
+    kept = approval.folder / "plan.toml"
+    if kept.exists() and kept.read_bytes() == text:
+        return approval
+    if approval.state != "pending":
+        raise Refusal(
+            f"study {study} was decided under another plan", hint="offer it under a new name"
+        )
+    write(approval.folder / "offer.msg", envelope, mode=0o600)
+    write(kept, text, mode=0o600)
+    return approval
+
+
+def check_limits(site: Site, plan: StudyPlan, terms: Terms) -> None:
+    """Raise LimitRefusal, with both numbers, where the plan asks for more than the site allows."""
+    limits = site.settings.limits
+    _require(
+        plan.family in limits.families,
+        "the site does not allow this family",
+        plan.family,
+        ", ".join(limits.families),
+    )
+    if not plan.privacy.enabled:
+        _require(
+            limits.without_privacy,
+            "the site does not allow training without privacy",
+            "privacy.enabled = false",
+            "true",
+        )
+        return
+    _require(
+        plan.privacy.epsilon <= limits.lifetime_epsilon,
+        "the plan asks for more epsilon than the site's lifetime limit",
+        plan.privacy.epsilon,
+        f"at most {limits.lifetime_epsilon}",
+    )
+    _require(
+        plan.privacy.delta <= limits.delta,
+        "the plan's delta is looser than the site's",
+        plan.privacy.delta,
+        f"at most {limits.delta}",
+    )
+    _require(
+        terms.sigma >= limits.least_noise,
+        "the plan's noise multiplier is below the site's least",
+        f"{terms.sigma:.3f}",
+        f"at least {limits.least_noise}",
+    )
+
+
+def approve(site: Site, study: str, progress: Progress | None = None) -> Approval:
+    """Freeze the cohort, reserve the study's whole budget, and write the approval down.
+
+    Raises:
+        Refusal: limits, budget, a file that may not be used, or a cohort too small; nothing is
+            written then.
+    """
+    approval = find(site, study)
+    if approval.state == "approved":
+        return approval
+    plan = approval.plan
+    cohort = read_cohort(site.cohort, plan.volumes.modality)
+    terms = agree(plan, declared_size(len(cohort.patients)))
+    check_limits(site, plan, terms)
+    _check_files(site, plan)
+    manifest = freeze(cohort, plan.volumes.modality, plan.audit_fraction, progress)
+    site.ledger.reserve(study, plan.digest, terms.whole, delta=plan.privacy.delta)
+    write(approval.folder / "manifest.json", manifest.model_dump_json().encode(), mode=0o600)
+    approval.decide(decision="approved", declared=terms.declared)
+    site.journal.append("approved", study=study, plan=plan.digest, declared=terms.declared)
+    return approval
+
+
+def reject(site: Site, study: str, reason: str) -> None:
+    """Say no to a plan; the reason is sent to the coordinator.
+
+    Raises:
+        Refusal: the plan was approved already.
+    """
+    approval = find(site, study)
+    if approval.state == "approved":
+        raise Refusal(
+            f"study {study} was approved already", hint="stop the worker to take no further part"
+        )
+    approval.decide(decision="rejected", reason=reason)
+    site.journal.append("rejected", study=study, plan=approval.plan.digest)
+
+
+def forget_offer(approval: Approval) -> None:
+    """Remove a pending plan."""
+    shutil.rmtree(approval.folder)
+
+
+def _check_files(site: Site, plan: StudyPlan) -> None:
+    findings = check_cohort(site.cohort, plan.volumes.modality)
+    failed = [finding for finding in findings if finding.verdict is Verdict.FAIL]
+    if failed:
+        raise Refusal(
+            f"{len(failed)} files of the cohort cannot be used",
+            got=f"{failed[0].path}: {failed[0].reason}",
+            expected="no FAIL in `voxfed site check`",
+            hint=f"{failed[0].remedy}; `voxfed site check` lists them all",
+        )
+
+
+def _require(holds: bool, what: str, got: object, expected: object) -> None:
+    if not holds:
+        error: VoxfedError = LimitRefusal(
+            what, got=got, expected=expected, hint="ask the coordinator for a stricter plan"
+        )
+        raise error

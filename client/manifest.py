@@ -1,0 +1,131 @@
+"""Manifest: the cohort as it was on the day of approval, with the coin flips."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ..privacy import sampling
+from ..study.errors import CohortChanged, Refusal, VerificationError
+from .cohort import Cohort, digest
+
+Progress = Callable[[int, int], None]
+
+
+class FrozenFile(BaseModel):
+    """One file: its path below the cohort, its SHA-256, and what shows cheaply that it is the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    sha256: str
+    stamp: tuple[int, int, int, int]
+
+
+class Manifest(BaseModel):
+    """Patients, files and coin flips of one study; it never leaves the site.
+
+    Attributes:
+        modality: the modality that was read.
+        patients: the files of each patient.
+        members: patients that train.
+        flipped: patients that flipped a coin; heads are members, tails are held out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    modality: str
+    patients: dict[str, tuple[FrozenFile, ...]]
+    members: tuple[str, ...]
+    flipped: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest; raise VerificationError where it is gone or garbled."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            raise VerificationError(
+                f"{path} is gone or garbled", hint="restore it from a backup; it cannot be redrawn"
+            ) from None
+
+    @property
+    def audited_members(self) -> list[str]:
+        """Patients whose coin fell heads: they train, and are scored as members."""
+        members = set(self.members)
+        return [patient for patient in self.flipped if patient in members]
+
+    @property
+    def held_out(self) -> list[str]:
+        """Patients whose coin fell tails: they never train, and are scored as non-members."""
+        members = set(self.members)
+        return [patient for patient in self.flipped if patient not in members]
+
+
+def freeze(
+    cohort: Cohort, modality: str, audit_fraction: float, progress: Progress | None = None
+) -> Manifest:
+    """Read every file's digest and flip the coins of the audit.
+
+    Raises:
+        Refusal: after the flips too few patients are left on one side.
+    """
+    files: dict[str, tuple[FrozenFile, ...]] = {}
+    for done, (patient, images) in enumerate(cohort.patients.items(), start=1):
+        files[patient] = tuple(_frozen(cohort.folder, image.path) for image in images)
+        if progress is not None:
+            progress(done, len(cohort.patients))
+    names = sorted(files)
+    drawn = sampling.choose(len(names), round(audit_fraction * len(names)))
+    flipped = [names[i] for i in drawn]
+    heads = dict(zip(flipped, sampling.flip(len(flipped)), strict=True))
+    members = tuple(name for name in names if heads.get(name, True))
+    held_out = len(names) - len(members)
+    if len(members) < 2 or held_out < 2:
+        raise Refusal(
+            "the cohort is too small for the audit's split",
+            got=f"{len(members)} to train and {held_out} held out",
+            expected="2 or more of each",
+            hint="add patients, or ask the coordinator for another audit_fraction",
+        )
+    return Manifest(modality=modality, patients=files, members=members, flipped=tuple(flipped))
+
+
+def check_unchanged(
+    manifest: Manifest, folder: Path, patients: Iterable[str], known: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise CohortChanged naming the first file of `patients` that is not the approved one.
+
+    A file whose size, times and inode are those last seen with the right digest is not read again;
+    `known` holds these between calls.
+    """
+    for patient in patients:
+        for file in manifest.patients[patient]:
+            path = folder / file.path
+            try:
+                stamp = _stamp(path)
+            except OSError:
+                raise CohortChanged(f"{file.path} is gone", hint="restore it, then go on") from None
+            if stamp in (file.stamp, known.get(file.path)):
+                continue
+            found = digest(path)
+            if found != file.sha256:
+                raise CohortChanged(
+                    f"{file.path} changed since the study was approved",
+                    got=f"sha256 {found[:12]}",
+                    expected=file.sha256[:12],
+                    hint="restore the file; new scans wait for the next study",
+                )
+            known[file.path] = stamp
+
+
+def _frozen(folder: Path, path: Path) -> FrozenFile:
+    return FrozenFile(
+        path=str(path.relative_to(folder)), sha256=digest(path), stamp=_stamp(path)
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int, int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -1,0 +1,72 @@
+"""Plain training on PUBLIC volumes: no privacy, never given a patient's scan."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..study.errors import ProcessError
+from .base import Batch, Family
+
+Progress = Callable[[int, int, float], None]
+
+
+def fit(
+    family: Family,
+    stage: str,
+    volumes: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """Train one stage by Adam with a cosine schedule; return the mean loss of the last tenth.
+
+    The schedule ends after `steps`, or after `seconds` where those pass first: only then does the
+    outcome depend on the machine's speed.
+
+    Args:
+        family: trained in place.
+        stage: one of `family.stages`.
+        volumes: public float32 (N, C, D, H, W) in [-1, 1], on the family's device.
+        steps: Adam steps, 1 or more.
+        batch: volumes drawn for each step, with replacement.
+        learning_rate: at the first step; it falls to a fiftieth.
+        generator: on the CPU; draws the volumes and the losses' noise.
+        seconds: the longest time, or None for no limit.
+        progress: called after each step with the step, `steps` and the loss.
+
+    Raises:
+        ProcessError: the loss is no longer finite.
+    """
+    (step,) = family.steps(stage)
+    weights = dict(family.named_parameters())
+    optimiser = torch.optim.Adam([weights[name] for name in step.parameters], lr=learning_rate)
+    began, losses = time.monotonic(), []
+    for number in range(1, steps + 1):
+        spent = (time.monotonic() - began) / seconds if seconds else 0.0
+        done = max((number - 1) / steps, spent)
+        if done >= 1:
+            break
+        optimiser.param_groups[0]["lr"] = learning_rate * (
+            0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done))
+        )
+        drawn = torch.randint(len(volumes), (batch,), generator=generator)
+        loss = step.loss(Batch(volumes[drawn.to(volumes.device)]), generator).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ProcessError("training diverged", got=losses[-1], hint="lower the learning rate")
+        if progress is not None:
+            progress(number, steps, losses[-1])
+    last = losses[-max(len(losses) // 10, 1) :]
+    return sum(last) / len(last)

@@ -1,0 +1,89 @@
+"""The families by name: the only place where a string becomes a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tomli_w
+import torch
+
+from ..study.errors import PlanError
+from ..study.plan import StudyPlan
+from .base import Family
+from .vae import Vae, VaeSpec
+
+
+@dataclass(frozen=True)
+class Description:
+    """A row of `voxfed models`.
+
+    Attributes:
+        name: the family's name in a study file.
+        title: what the field calls it.
+        tasks: what it can be trained for.
+        stages: trained one after the other.
+        parameters: trained numbers at the default settings.
+        privacy: "yes", or why it cannot be trained with differential privacy.
+        source: the paper that it comes from.
+    """
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    stages: tuple[str, ...]
+    parameters: int
+    privacy: str
+    source: str
+
+
+def names() -> tuple[str, ...]:
+    """Return the families that a study file may name."""
+    return ("vae",)
+
+
+def describe() -> tuple[Description, ...]:
+    """Return a row for each family; builds each at its default settings on no device."""
+    with torch.device("meta"):
+        family = Vae(VaeSpec(shape=(64, 64, 64)))
+    return (
+        Description(
+            name="vae",
+            title="variational autoencoder",
+            tasks=("unconditional",),
+            stages=Vae.stages,
+            parameters=sum(weight.numel() for weight in family.parameters()),
+            privacy="yes",
+            source="Kingma and Welling 2014, Rombach et al. 2022",
+        ),
+    )
+
+
+def check(plan: StudyPlan) -> VaeSpec:
+    """Return the spec that the plan asks for.
+
+    Raises:
+        PlanError: unknown family, or settings that are wrong; it names every wrong key at once.
+    """
+    if plan.family not in names():
+        known = ", ".join(names())
+        raise PlanError("unknown family", got=plan.family, expected=known, hint="voxfed models")
+    if "shape" in plan.settings:
+        raise PlanError("settings.shape: unknown key", hint="the shape stands in [volumes]")
+    table = {**plan.settings, "shape": list(plan.volumes.shape)}
+    try:
+        text = tomli_w.dumps(table).encode()
+    except (TypeError, ValueError):
+        raise PlanError("the settings hold a value that TOML has not") from None
+    return VaeSpec.parse(text, file="the table [settings]", error=PlanError)
+
+
+def build(plan: StudyPlan) -> Family:
+    """Return the plan's family with first weights that depend on the plan's digest alone.
+
+    Raises:
+        PlanError: as in `check`.
+    """
+    spec = check(plan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(plan.digest[:15], 16))
+        return Vae(spec)

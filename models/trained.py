@@ -1,0 +1,84 @@
+"""The trained part of a plan: which parameters learn, and low-rank adapters beside frozen ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..study.plan import Trained
+from .base import Family
+
+RANK = 2
+
+
+class Adapted(nn.Module):
+    """A frozen convolution plus a low-rank one of the same stride, zero at first.
+
+    `down` maps to `RANK` channels with the frozen kernel's size, `up` is 1 x 1 x 1: the sum is a
+    convolution whose weight differs from the frozen one by a matrix of rank `RANK` (LoRA, Hu et
+    al. 2022). Both are plain `nn.Conv3d`, which every per-sample gradient method knows.
+    """
+
+    def __init__(self, frozen: nn.Conv3d, generator: torch.Generator) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.down = nn.utils.skip_init(
+            nn.Conv3d,
+            frozen.in_channels,
+            RANK,
+            frozen.kernel_size,
+            stride=frozen.stride,
+            padding=frozen.padding,
+            bias=False,
+        )
+        self.up = nn.utils.skip_init(nn.Conv3d, RANK, frozen.out_channels, 1, bias=False)
+        nn.init.kaiming_normal_(self.down.weight, generator=generator)
+        nn.init.zeros_(self.up.weight)
+        self.to(frozen.weight)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Return the frozen convolution of (B, C, D, H, W) plus the adapter's."""
+        return self.frozen(volumes) + self.up(self.down(volumes))
+
+
+def add_adapters(family: Family) -> None:
+    """Put an adapter beside every convolution of more than `RANK` channels either way.
+
+    Call it once, after the base weights are loaded: each convolution's own tensors then bear
+    `.frozen` in their names. The function that the family computes is at first unchanged, and the
+    adapters' first weights are the same everywhere.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for parent in list(family.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Conv3d and min(child.in_channels, child.out_channels) > RANK:
+                setattr(parent, name, Adapted(child, generator))
+
+
+def trained_parameters(family: Family, part: Trained) -> list[str]:
+    """Return the names of the parameters that learn, in the family's order.
+
+    Args:
+        family: with its adapters already added where the part is "adapters".
+        part: "all", "normalisation-and-biases" or "adapters".
+    """
+    names = [name for name, _ in family.named_parameters()]
+    if part == "all":
+        return names
+    if part == "adapters":
+        kind, suffixes = Adapted, ("down.weight", "up.weight")
+    else:
+        kind, suffixes = nn.GroupNorm, ("weight", "bias")
+    owners = [path for path, module in family.named_modules() if isinstance(module, kind)]
+    chosen = {f"{path}.{suffix}" for path in owners for suffix in suffixes}
+    if part == "normalisation-and-biases":
+        chosen |= {name for name in names if name.endswith(".bias")}
+    return [name for name in names if name in chosen]
+
+
+def freeze_the_rest(family: Family, part: Trained) -> list[str]:
+    """Let only the parameters of `part` learn, and return their names."""
+    names = trained_parameters(family, part)
+    for name, weight in family.named_parameters():
+        weight.requires_grad_(name in names)
+    return names

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..study.errors import CohortChanged
+from ..study.errors import CohortChanged, ProcessError
 from ..study.files import write
 from ..study.plan import VolumeSettings
 from .cohort import digest
@@ -67,10 +67,19 @@ class VolumeCache:
         return volume
 
     def forget(self, file_digest: str) -> None:
-        """Removes what was made of a file, under this plan's settings and every other's."""
+        """Removes what was made of a file, under this plan's settings and every other's.
+
+        Raises:
+            ProcessError: something of it could not be removed.
+        """
         parent = self._entry(file_digest).parent
-        if parent.exists():
+        try:
             shutil.rmtree(parent)
+        except FileNotFoundError:
+            return
+        except OSError as fault:
+            hint = "remove the folder by hand: it holds a volume that must go"
+            raise ProcessError(f"{parent} cannot be removed: {fault.strerror}", hint=hint) from None
 
     def _entry(self, file_digest: str) -> Path:
         if re.fullmatch("[0-9a-f]{64}", file_digest) is None:
@@ -80,7 +89,7 @@ class VolumeCache:
     def _read(self, entry: Path) -> npt.NDArray[np.float32] | None:
         try:
             content = entry.read_bytes()
-        except FileNotFoundError:
+        except OSError:  # not there, or not readable: writing it will say why
             return None
         body, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
         if hashlib.sha256(body).digest() != checksum:
@@ -92,5 +101,11 @@ class VolumeCache:
         stream = io.BytesIO()
         np.save(stream, volume, allow_pickle=False)
         body = stream.getvalue()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as fault:
+            hint = "name a folder that this user may write to"
+            raise ProcessError(
+                f"{self.folder} cannot be made: {fault.strerror}", hint=hint
+            ) from None
         write(entry, body + hashlib.sha256(body).digest(), mode=0o600)

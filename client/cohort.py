@@ -245,13 +245,13 @@ class _Survey:
         if not cells["path"]:
             self.fail(where, "the row names no image", "fill in the column path")
             return
-        images = self.images[patient]
         if self.modality not in ("", modality_of(Path(cells["path"]))):
+            self.images[patient] += []  # the patient is known, so that having no image is a finding
             return
         named = {name: self.named_file(cell, where) for name, cell in cells.items() if cell}
         path = named.pop("path")
         if path is not None and None not in named.values():
-            images.append(Image(path, **named))
+            self.images[patient].append(Image(path, **named))
 
     def named_file(self, cell: str, where: str) -> Path | None:
         path = Path(os.path.normpath(self.folder / cell))

@@ -49,7 +49,8 @@ def fit(
     (step,) = family.steps(stage)
     weights = dict(family.named_parameters())
     optimiser = torch.optim.Adam([weights[name] for name in step.parameters], lr=learning_rate)
-    began, losses = time.monotonic(), []
+    began = time.monotonic()
+    losses: list[float] = []
     for number in range(1, steps + 1):
         spent = (time.monotonic() - began) / seconds if seconds else 0.0
         done = max((number - 1) / steps, spent)

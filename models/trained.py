@@ -38,7 +38,8 @@ class Adapted(nn.Module):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Return the frozen convolution of (B, C, D, H, W) plus the adapter's."""
-        return self.frozen(volumes) + self.up(self.down(volumes))
+        both: Tensor = self.frozen(volumes) + self.up(self.down(volumes))
+        return both
 
 
 def add_adapters(family: Family) -> None:
@@ -66,7 +67,8 @@ def trained_parameters(family: Family, part: Trained) -> list[str]:
     if part == "all":
         return names
     if part == "adapters":
-        kind, suffixes = Adapted, ("down.weight", "up.weight")
+        kind: type[nn.Module] = Adapted
+        suffixes = ("down.weight", "up.weight")
     else:
         kind, suffixes = nn.GroupNorm, ("weight", "bias")
     owners = [path for path, module in family.named_modules() if isinstance(module, kind)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 from monai.networks.nets.autoencoderkl import AutoencoderKL
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from ..study.errors import PlanError
@@ -19,39 +19,42 @@ Width = Annotated[int, Field(ge=1, le=1024)]
 class VaeSpec(Table):
     """The settings of a VAE; with the shape they rebuild it."""
 
-    shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
     channels: tuple[Width, ...] = Field(
-        (16, 32, 64, 64),
+        default=(16, 32, 64, 64),
         min_length=1,
         description="channels at each level; every level but the last halves the volume",
     )
-    latent_channels: Width = Field(8, description="channels of the latent grid, 1 or more")
-    groups: Width = Field(8, description="GroupNorm groups; divides every entry of channels")
-    kl_weight: float = Field(
-        0.05, ge=0, le=1e3, description="weight of the KL in nats per voxel, 0 or more, e.g. 0.05"
+    latent_channels: Width = Field(default=8, description="channels of the latent grid, 1 or more")
+    groups: Width = Field(
+        default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
-    reconstruction: Literal["l1", "l2"] = Field("l1", description='"l1" or "l2"')
+    kl_weight: float = Field(
+        default=0.05, ge=0, le=1e3, description="weight of the KL in nats per voxel, e.g. 0.05"
+    )
+    reconstruction: Literal["l1", "l2"] = Field(default="l1", description='"l1" or "l2"')
+    shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
 
-    @model_validator(mode="after")
-    def _groups_divide(self) -> Self:
-        odd = [width for width in self.channels if width % self.groups]
+    @field_validator("groups")
+    @classmethod
+    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
+        odd = [width for width in known.data.get("channels", ()) if width % groups]
         if odd:
-            raise ValueError(f"groups = {self.groups} does not divide channels {odd}")
-        return self
+            raise ValueError(f"does not divide channels {odd}")
+        return groups
 
-    @model_validator(mode="after")
-    def _sides_halve(self) -> Self:
-        if any(side % self.reduction for side in self.shape):
-            raise ValueError(
-                f"{len(self.channels)} levels need volumes.shape in multiples of {self.reduction},"
-                f" not {self.shape}"
-            )
-        return self
+    @field_validator("shape")
+    @classmethod
+    def _halves(cls, shape: tuple[int, ...], known: ValidationInfo) -> tuple[int, ...]:
+        levels = len(known.data.get("channels", (1,)))
+        multiple = 1 << (levels - 1)
+        if any(side % multiple for side in shape):
+            raise ValueError(f"{levels} levels of channels need multiples of {multiple}")
+        return shape
 
     @property
     def reduction(self) -> int:
         """Voxels of a side that become one voxel of the latent grid."""
-        return 2 ** (len(self.channels) - 1)
+        return 1 << (len(self.channels) - 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -61,7 +64,7 @@ class VaeSpec(Table):
 
 
 class Vae(Family):
-    """A Gaussian VAE on a latent grid (Kingma and Welling 2014; the network is Rombach et al. 2022).
+    """A Gaussian VAE on a latent grid (Kingma and Welling 2014; network of Rombach et al. 2022).
 
     It has no batch statistics and no buffers, and it draws nothing from global randomness.
     """

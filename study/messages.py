@@ -188,7 +188,7 @@ def encode(header: Message, key: SigningKey, payload: bytes = b"") -> bytes:
     """Return the message as bytes, with the payload's digest in the header, signed with `key`."""
     bound = header.model_copy(
         update={
-            "payload_digest": hashlib.sha256(payload).hexdigest(),
+            "payload_digest": hash_of(payload),
             "payload_size": len(payload),
         }
     )
@@ -220,10 +220,15 @@ def decode(message: bytes, key: PublicKey) -> tuple[Any, bytes]:
         raise WireError(f"a message's header is wrong: {fault.error_count()} fields") from None
     payload = message[72 + size :]
     if len(payload) != header.payload_size or (
-        hashlib.sha256(payload).hexdigest() != header.payload_digest
+        hash_of(payload) != header.payload_digest
     ):
         raise VerificationError("a message's payload is not the one that was signed")
     return header, payload
+
+
+def hash_of(payload: bytes) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(payload).hexdigest()
 
 
 def request_digest(message: bytes) -> str:
@@ -234,4 +239,4 @@ def request_digest(message: bytes) -> str:
     """
     (size,) = struct.unpack(">I", message[4:8])
     header = _HEADERS.validate_json(message[8 : 8 + size], strict=True)
-    return hashlib.sha256(canonical(header.model_dump(mode="json", exclude={"echo"}))).hexdigest()
+    return hash_of(canonical(header.model_dump(mode="json", exclude={"echo"})))

@@ -52,11 +52,6 @@ class VolumeSettings(Table):
             raise ValueError("outside 0 to 100")
         return pair
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of these settings, the key of preprocessed volumes on disk."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
 
 class OptimiserSettings(Table):
     """The optimiser of every site, started afresh each round."""

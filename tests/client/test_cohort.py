@@ -1,4 +1,4 @@
-"""Every layout gives the same patients, and what cannot be used is named, never dropped in silence."""
+"""Every layout gives the same patients; what cannot be used is named, never dropped unsaid."""
 
 import os
 import shutil
@@ -151,7 +151,7 @@ def test_a_wrong_row_is_named_and_its_image_left_out(
 )
 def test_a_manifest_with_another_first_line_is_refused(tmp_path: Path, header: bytes) -> None:
     touch(tmp_path / "manifest.csv", header)
-    with pytest.raises(VolumeError, match="first line is wrong|not CSV"):
+    with pytest.raises(VolumeError, match=r"first line is wrong|not CSV"):
         read_cohort(tmp_path)
 
 

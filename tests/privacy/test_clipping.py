@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from voxfed.privacy.clipping import clip, gradient_norm
 from voxfed.study.errors import UsageError
 

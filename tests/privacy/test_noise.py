@@ -9,7 +9,6 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from scipy import stats
-
 from voxfed.privacy import noise
 from voxfed.privacy.noise import Keystream, add_noise, grid
 from voxfed.study.errors import UsageError
@@ -52,7 +51,6 @@ def test_tensors_of_one_release_share_no_noise():
     """Equal tensors in one call get different noise."""
     first, second = add_noise([zeros(1000), zeros(1000)], 1.0, keystream=Keystream(KEY))
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.2
-    assert not set(first.tolist()) & set(second.tolist()) - {0.0} or (first != second).all()
 
 
 def test_the_noise_is_standard_normal():

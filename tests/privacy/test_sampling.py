@@ -9,7 +9,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from scipy import stats
-
 from voxfed.privacy.sampling import choose, flip, poisson
 from voxfed.study.errors import UsageError
 

@@ -1,0 +1,61 @@
+"""What a site agreed to say of itself, in coarse numbers."""
+
+from __future__ import annotations
+
+import math
+
+from .. import __version__
+from ..study.messages import Description
+from .check import spacings
+from .cohort import modality_of, read_cohort
+from .site import Site
+
+BANDS = (10, 20, 50, 100, 200, 500, 1000)
+LEAST_EPSILON = 0.1
+
+
+def describe(site: Site) -> Description:
+    """Return the banded number of patients, modalities, spacing range (mm), device and limits.
+
+    Raises:
+        VolumeError: the cohort cannot be read.
+    """
+    cohort = read_cohort(site.cohort)
+    images = [image for owned in cohort.patients.values() for image in owned]
+    found = spacings(images)
+    spacing = (math.floor(min(found)), math.ceil(max(found))) if found else None
+    limits = site.settings.limits
+    return Description(
+        patients=band(len(cohort.patients)),
+        modalities=tuple(sorted({modality_of(image.path) for image in images}))[:32],
+        spacing=spacing,
+        labels=any(image.label or image.mask for image in images),
+        device=_device(site.settings.device),
+        least_epsilon=LEAST_EPSILON,
+        lifetime_epsilon=limits.lifetime_epsilon,
+        without_privacy=limits.without_privacy,
+        defaced=site.settings.defaced,
+        version=__version__,
+    )
+
+
+def band(n: int) -> str:
+    """Return the band of a number of patients, e.g. "20 to 49".
+
+    >>> band(60)
+    '50 to 99'
+    """
+    if n < BANDS[0]:
+        return f"under {BANDS[0]}"
+    for low, high in zip(BANDS, BANDS[1:], strict=False):
+        if n < high:
+            return f"{low} to {high - 1}"
+    return f"{BANDS[-1]} or more"
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)[:80]
+    return "cpu"

@@ -1,0 +1,138 @@
+"""One round of training at a site: local steps from the global tensors to an update."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..models.base import Family, Step
+from ..models.registry import build
+from ..models.state import load_into
+from ..models.trained import add_adapters, freeze_the_rest
+from ..privacy.engine import StepSettings, open_gradient, private_gradient, private_mean
+from ..privacy.inspection import inspect_family
+from ..privacy.terms import Terms
+from ..study.errors import ProcessError
+from ..study.plan import StudyPlan
+from .scans import Scans
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device that site.toml asks for; "auto" takes a GPU if there is one.
+
+    Raises:
+        ProcessError: a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ProcessError(
+            "site.toml asks for a GPU and none is usable",
+            got="no CUDA device",
+            expected='device = "auto" or "cpu", or a GPU visible to this process',
+            hint="start the container with the GPU, or change device in site.toml",
+        )
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def prepare(plan: StudyPlan, device: torch.device) -> Family:
+    """Return the plan's family on `device` with only its trained part learning."""
+    family = build(plan)
+    if plan.trained == "adapters":
+        add_adapters(family)
+    family.to(device)
+    freeze_the_rest(family, plan.trained)
+    return family
+
+
+class Trainer:
+    """A warm model of one study that turns global tensors into an update."""
+
+    def __init__(self, plan: StudyPlan, terms: Terms, device: torch.device) -> None:
+        self.plan, self.terms, self.device = plan, terms, device
+        self.family = prepare(plan, device)
+        self._trained = {n: p for n, p in self.family.named_parameters() if p.requires_grad}
+        inspect_family(self.family, plan.volumes.shape)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the global tensors into the model; raise WireError where they do not fit."""
+        load_into(self.family, tensors)
+
+    def train(self, stage: str, scans: Scans, members: tuple[str, ...]) -> dict[str, Tensor]:
+        """Run the round's local steps and return the change of each trained tensor.
+
+        Guarantee:
+            With privacy enabled the update is post-processing of `local_steps` private gradients
+            (privacy/engine.py), whose events are `terms.per_round`.
+
+        Raises:
+            ProcessError: the update is not finite.
+        """
+        before = {name: p.detach().clone() for name, p in self._trained.items()}
+        generator = torch.Generator().manual_seed(secrets.randbits(63))
+        self.family.train()
+        for step in self.family.steps(stage):
+            self._run(step, scans, members, generator)
+        update = {name: (p.detach() - before[name]).cpu() for name, p in self._trained.items()}
+        if not all(bool(torch.isfinite(change).all()) for change in update.values()):
+            raise ProcessError(
+                "the update is not finite", hint="ask the coordinator for a lower learning rate"
+            )
+        return update
+
+    def metrics(self, stage: str, scans: Scans, members: tuple[str, ...]) -> dict[str, float]:
+        """Return the mean loss of the received model over the members, noised, or nothing.
+
+        Guarantee:
+            With privacy enabled, one Gaussian event of `metric_noise`, part of `terms.per_round`.
+        """
+        privacy = self.plan.privacy
+        if privacy.enabled and privacy.metric_noise is None:
+            return {}
+        (step, *_) = self.family.steps(stage)
+        generator = torch.Generator().manual_seed(0)
+        self.family.eval()
+        losses = {}
+        with torch.no_grad():
+            for patient in members:
+                values = [float(step.loss(b, generator).mean()) for b in scans.batches(patient)]
+                losses[patient] = sum(values) / len(values)
+        if not privacy.enabled:
+            return {"loss": sum(losses.values()) / len(losses)}
+        assert privacy.metric_noise is not None  # noqa: S101, tells the type checker
+        expected = self.terms.divisor / self.terms.rate
+        return {"loss": private_mean(losses, expected, privacy.metric_noise)}
+
+    def _run(
+        self, step: Step, scans: Scans, members: tuple[str, ...], generator: torch.Generator
+    ) -> None:
+        names = [name for name in step.parameters if name in self._trained]
+        parameters = [self._trained[name] for name in names]
+        optimiser = self._optimiser(parameters)
+        gradient = private_gradient if self.plan.privacy.enabled else open_gradient
+        settings = self._settings()
+        for _ in range(self.plan.local_steps):
+            parts = gradient(step, parameters, members, scans.batches, settings, generator)
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part.to(parameter)
+            optimiser.step()
+
+    def _optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        rate = self.plan.optimiser.learning_rate
+        if self.plan.optimiser.name == "adam":
+            return torch.optim.Adam(parameters, lr=rate)
+        return torch.optim.SGD(parameters, lr=rate)
+
+    def _settings(self) -> StepSettings:
+        privacy = self.plan.privacy
+        return StepSettings(
+            rate=self.terms.rate,
+            divisor=self.terms.divisor,
+            clip_norm=privacy.clip_norm,
+            sigma=self.terms.sigma,
+            volumes_per_patient=privacy.volumes_per_patient,
+            noise_multiplicity=privacy.noise_multiplicity,
+        )

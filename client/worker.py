@@ -1,0 +1,247 @@
+"""The worker: the resident process that alone holds scans, keys and budget, and has no network."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..privacy.ledger import RoundKey, require_space
+from ..study import messages
+from ..study.errors import (
+    BudgetExhausted,
+    CohortChanged,
+    LimitRefusal,
+    PlanError,
+    ProcessError,
+    Refusal,
+    VerificationError,
+    VoxfedError,
+    WireError,
+)
+from ..study.messages import RefusalCode
+from .approval import Approval, find, receive
+from .outbox import Outbox
+from .site import Site
+
+
+class _Coded(Refusal):
+    """A refusal whose code the coordinator is told."""
+
+    def __init__(self, code: RefusalCode, what: str) -> None:
+        super().__init__(what)
+        self.code = code
+
+
+@dataclass
+class Warm:
+    """What stays in memory between the rounds of one study."""
+
+    approval: Approval
+    trainer: Any
+    scans: Any
+
+
+class Worker:
+    """Answers signed requests, one training or audit at a time.
+
+    Whatever arrives, the answer is a signed reply or a code: no text of an error leaves the site.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._outbox = Outbox(site.worker / "outbox")
+        self._busy = threading.Lock()
+        self._warm: dict[str, Warm] = {}
+
+    def answer(self, message: bytes) -> bytes:
+        """Return the signed reply to a request of the coordinator; never raises."""
+        try:
+            reply, payload = self._dispatch(message)
+        except Exception as fault:  # any text may name a patient: only a code leaves
+            code = _code(fault)
+            self._site.journal.append(
+                "refused", code=code.value, error=str(fault), trace=traceback.format_exc()
+            )
+            reply, payload = messages.Refused(code=code), b""
+        return messages.encode(reply, self._site.key, payload)
+
+    def _dispatch(self, message: bytes) -> tuple[messages.Message, bytes]:
+        header, payload = messages.decode(message, self._site.coordinator_key)
+        if getattr(header, "site", None) != self._site.settings.name:
+            raise _Coded(RefusalCode.SIGNATURE, "the request is for another site")
+        if isinstance(header, messages.DescribeRequest):
+            from .describe import describe
+
+            return describe(self._site), b""
+        if isinstance(header, messages.OfferRequest):
+            return self._offer(header, payload, message), b""
+        digest = messages.request_digest(message)
+        with self._busy:
+            if isinstance(header, messages.TrainRequest):
+                return self._train(header, payload, digest)
+            if isinstance(header, messages.AuditRequest):
+                return self._audit(header, payload, digest)
+        raise _Coded(RefusalCode.GARBLED, f"no such request: {header.kind}")
+
+    def _offer(
+        self, header: messages.OfferRequest, payload: bytes, message: bytes
+    ) -> messages.Decision:
+        if messages.hash_of(payload) != header.plan_digest:
+            raise _Coded(RefusalCode.SIGNATURE, "the offer's plan is not the one it names")
+        approval = receive(self._site, header.study, payload, message)
+        return messages.Decision(
+            study=header.study,
+            plan_digest=header.plan_digest,
+            decision=approval.state,
+            reason=approval.reason,
+            declared_patients=approval.declared,
+            defaced=self._site.settings.defaced,
+        )
+
+    def _train(
+        self, header: messages.TrainRequest, payload: bytes, digest: str
+    ) -> tuple[messages.Message, bytes]:
+        """Reserve, train, outbox, charge, reply: in this order (DESIGN section 4)."""
+        approval = self._approved(header.study, header.plan_digest)
+        key = RoundKey(header.study, str(header.branch), header.stage, header.round)
+        events = approval.terms.per_round
+
+        def work() -> tuple[messages.Message, bytes]:
+            from ..models.state import from_bytes, to_bytes
+
+            warm = self._prepared(approval)
+            warm.trainer.load(from_bytes(payload))
+            members = approval.manifest.members
+            warm.scans.check(members)
+            metrics = warm.trainer.metrics(header.stage, warm.scans, members)
+            update = warm.trainer.train(header.stage, warm.scans, members)
+            spent = self._spent_with(header.study, events)
+            reply = messages.Update(
+                study=header.study,
+                branch=header.branch,
+                stage=header.stage,
+                round=header.round,
+                request_digest=digest,
+                steps=approval.plan.local_steps,
+                epsilon=spent if approval.plan.privacy.enabled else None,
+                metrics=metrics,
+            )
+            return reply, to_bytes(update)
+
+        return self._charged(key, digest, events, header.echo, work, needed=4 * len(payload))
+
+    def _audit(
+        self, header: messages.AuditRequest, payload: bytes, digest: str
+    ) -> tuple[messages.Message, bytes]:
+        from . import auditing
+
+        approval = self._approved(header.study, header.plan_digest)
+        auditing.check_lineage(self._site, approval, header, payload)
+        number = auditing.approved_number(self._site, approval, header)
+        if number is None:
+            raise _Coded(RefusalCode.AUDIT_NOT_APPROVED, "the operator has not approved this audit")
+        if number > approval.plan.privacy.audits:
+            raise _Coded(RefusalCode.AUDITS_SPENT, "the study's audits are spent")
+        key = RoundKey(header.study, "0", "audit", number)
+        events = approval.terms.per_audit
+
+        def work() -> tuple[messages.Message, bytes]:
+            from ..models.state import from_bytes
+
+            warm = self._prepared(approval)
+            warm.trainer.load(from_bytes(payload))
+            warm.scans.check(approval.manifest.flipped)
+            spent = self._spent_with(header.study, events)
+            epsilon = spent if approval.plan.privacy.enabled else None
+            return auditing.audit(warm, header, digest, payload, epsilon), b""
+
+        return self._charged(key, digest, events, header.echo, work, needed=1 << 20)
+
+    def _charged(
+        self,
+        key: RoundKey,
+        digest: str,
+        events: tuple[Any, ...],
+        echo: messages.Head | None,
+        work: Callable[[], tuple[messages.Message, bytes]],
+        *,
+        needed: int,
+    ) -> tuple[messages.Message, bytes]:
+        """Do `work` under the ledger: what leaves was charged, what was charged is kept."""
+        from ..privacy.chain import Head
+
+        ledger = self._site.ledger
+        if echo is not None:
+            try:
+                ledger.check_echo(Head(echo.length, echo.digest))
+            except VerificationError as fault:
+                raise _Coded(RefusalCode.ROLLED_BACK, fault.message) from None
+        done = ledger.begin(key, digest, events)
+        if done is not None:
+            reply = self._outbox.get(key, done.reply_digest)
+        else:
+            require_space(self._site.worker, needed)
+            header, payload = work()
+            reply = messages.encode(header, self._site.key, payload)
+            reply_digest = self._outbox.put(key, reply)
+            ledger.commit(key, digest, reply_digest, events)
+            self._outbox.prune(key)
+            self._site.journal.append("charged", **asdict(key), request=digest, reply=reply_digest)
+        head = ledger.head()
+        return messages.Receipt(head=messages.Head(length=head.length, digest=head.digest)), reply
+
+    def _approved(self, study: str, plan_digest: str) -> Approval:
+        approval = find(self._site, study)
+        if approval.state != "approved":
+            code = RefusalCode(approval.state)
+            raise _Coded(code, f"study {study} is {approval.state}")
+        if approval.plan.digest != plan_digest:
+            raise _Coded(RefusalCode.NOT_APPROVED, f"another plan of study {study} was approved")
+        return approval
+
+    def _prepared(self, approval: Approval) -> Warm:
+        """Return the study's warm model and scans; the model of another study makes room."""
+        from .scans import Scans
+        from .training import Trainer, choose_device
+
+        plan = approval.plan
+        if plan.digest not in self._warm:
+            device = choose_device(self._site.settings.device)
+            scans = Scans(
+                approval.manifest,
+                self._site.cohort,
+                self._site.worker / "cache",
+                plan.volumes,
+                device,
+            )
+            self._warm = {plan.digest: Warm(approval, Trainer(plan, approval.terms, device), scans)}
+        return self._warm[plan.digest]
+
+    def _spent_with(self, study: str, events: tuple[Any, ...]) -> float:
+        from ..privacy.accounting import epsilon
+
+        account = self._site.ledger.accounts()[study]
+        return epsilon((*account.charged, *events), account.delta)
+
+
+def _code(fault: BaseException) -> RefusalCode:
+    """Return the one word that may leave the site for a fault."""
+    if isinstance(fault, _Coded):
+        return fault.code
+    codes: tuple[tuple[type[VoxfedError], RefusalCode], ...] = (
+        (BudgetExhausted, RefusalCode.BUDGET),
+        (LimitRefusal, RefusalCode.LIMITS),
+        (CohortChanged, RefusalCode.COHORT_CHANGED),
+        (VerificationError, RefusalCode.SIGNATURE),
+        (WireError, RefusalCode.GARBLED),
+        (PlanError, RefusalCode.GARBLED),
+        (ProcessError, RefusalCode.DEVICE),
+        (Refusal, RefusalCode.OTHER_REQUEST),
+    )
+    for kind, code in codes:
+        if isinstance(fault, kind):
+            return code
+    return RefusalCode.INTERNAL

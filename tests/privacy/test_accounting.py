@@ -1,0 +1,292 @@
+"""Epsilon, lifetime epsilon and calibration, against closed forms and other libraries."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, optimize, stats
+from voxfed.privacy import accounting
+from voxfed.privacy.accounting import (
+    ORDERS,
+    Event,
+    calibrate_sigma,
+    epsilon,
+    lifetime_epsilon,
+    merge,
+    most_steps,
+    noise_to_signal,
+    renyi_curve,
+    training_event,
+)
+from voxfed.study.errors import LimitRefusal, UsageError
+
+
+def sampled(sigma, rate, steps):
+    return Event("sampled-gaussian", sigma, rate, steps)
+
+
+def gaussian(sigma, steps=1):
+    return Event("gaussian", sigma, 1, steps)
+
+
+def exact_gaussian_epsilon(sigma, steps, delta):
+    """Analytic Gaussian mechanism (Balle and Wang 2018): T steps are one of sigma / sqrt(T)."""
+    mu = math.sqrt(steps) / sigma
+
+    def excess(eps):
+        upper = stats.norm.cdf(mu / 2 - eps / mu)
+        return upper - math.exp(eps + stats.norm.logcdf(-mu / 2 - eps / mu)) - delta
+
+    return optimize.brentq(excess, 0, 500, xtol=1e-10) if excess(0) > 0 else 0.0
+
+
+def opacus_epsilon(sigma, rate, steps, delta):
+    """Opacus' PRV accountant, a library of its own (Gopi, Lee and Wutschitz 2021)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="opacus")
+        from opacus.accountants import PRVAccountant
+
+        accountant = PRVAccountant()
+        accountant.history = [(sigma, rate, steps)]
+        return accountant.get_epsilon(delta=delta, eps_error=0.01)
+
+
+def test_the_published_example():
+    """Sigma 3, q 0.1, 512 steps, delta 1e-6: 3.770 by PLD, 3.780 by Opacus PRV."""
+    assert epsilon([sampled(3, 0.1, 512)], 1e-6) == pytest.approx(3.770, abs=0.005)
+    assert opacus_epsilon(3, 0.1, 512, 1e-6) == pytest.approx(3.780, abs=0.005)
+
+
+def test_it_is_dp_accounting_called_directly():
+    """Two mechanisms composed by the library's own accountant: the same number."""
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant()
+    noisy = dp_accounting.PoissonSampledDpEvent(0.2, dp_accounting.GaussianDpEvent(1.5))
+    accountant.compose(noisy, 24)
+    accountant.compose(dp_accounting.GaussianDpEvent(8.0), 3)
+    events = [sampled(1.5, 0.2, 20), gaussian(8.0, 3), sampled(1.5, 0.2, 4)]
+    assert epsilon(events, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), abs=1e-9)
+
+
+def check_against_opacus(sigma, rate, steps, delta):
+    ours, theirs = epsilon([sampled(sigma, rate, steps)], delta), None
+    theirs = opacus_epsilon(sigma, rate, steps, delta)
+    assert abs(ours - theirs) <= max(0.015, 0.01 * theirs)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rate", "steps", "delta"),
+    [(1.0, 0.02, 500, 1e-5), (0.8, 0.1, 30, 1e-3), (5.0, 0.3, 200, 1e-6)],
+)
+def test_it_agrees_with_opacus(sigma, rate, steps, delta):
+    """PLD and PRV to 1 % or 0.015."""
+    check_against_opacus(sigma, rate, steps, delta)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("steps", [10, 200, 3000])
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.4])
+@pytest.mark.parametrize("sigma", [0.9, 2.0, 6.0])
+def test_it_agrees_with_opacus_over_a_grid(sigma, rate, steps, delta):
+    """PLD and PRV to 1 % or 0.015, wherever the answer means anything (up to 30)."""
+    if lifetime_epsilon([sampled(sigma, rate, steps)], delta) < 30:
+        check_against_opacus(sigma, rate, steps, delta)
+    else:
+        assert epsilon([sampled(sigma, rate, steps)], delta) > 10
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-6])
+@pytest.mark.parametrize(
+    ("sigma", "steps"), [(1, 1), (0.5, 1), (4, 16), (50, 10_000), (20, 1), (200, 3), (30, 10_000)]
+)
+def test_without_sampling_it_is_the_analytic_gaussian_mechanism(sigma, steps, delta):
+    """Never below the closed form, and above by rounding to buckets only."""
+    exact = exact_gaussian_epsilon(sigma, steps, delta)
+    value = epsilon([gaussian(sigma, steps)], delta)
+    assert exact - 1e-9 <= value <= exact * 1.001 + 2e-3
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rate", "order"), [(1.0, 0.1, 2), (2.0, 0.5, 10), (4, 0.01, 64), (3, 1, 6)]
+)
+def test_the_renyi_curve_is_the_integral(sigma, rate, order):
+    """Brute force: the divergence of the mixture from N(0, sigma^2), by quadrature."""
+
+    def integrand(x):
+        log_ratio = np.logaddexp(
+            math.log1p(-rate) if rate < 1 else -np.inf,
+            math.log(rate) + (2 * x - 1) / (2 * sigma**2),
+        )
+        return math.exp(stats.norm.logpdf(x, scale=sigma) + order * log_ratio)
+
+    top = order + 12 * sigma
+    moment, _ = integrate.quad(
+        integrand, -12 * sigma, top, points=[0, order], limit=500, epsabs=0, epsrel=1e-11
+    )
+    curve = renyi_curve([training_event(sigma, rate, 7)])
+    expected = 7 * math.log(moment) / (order - 1)
+    assert curve[ORDERS.index(order)] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_the_renyi_curve_is_that_of_dp_accounting():
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(ORDERS)
+    event = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(3.0))
+    accountant.compose(event, 512)
+    converted = accounting._converted(renyi_curve([sampled(3.0, 0.1, 512)]), 1e-6)
+    assert float(converted.min()) == pytest.approx(accountant.get_epsilon(1e-6), rel=1e-9)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    sigma=st.floats(0.7, 20),
+    rate=st.floats(0.001, 1),
+    steps=st.integers(1, 300),
+    more=st.floats(1.01, 2),
+)
+def test_more_noise_fewer_steps_and_rarer_draws_cost_less(sigma, rate, steps, more):
+    """Monotone in each, and the lifetime's filter is never below the composition."""
+
+    def cost(sigma, rate, steps):
+        return epsilon([training_event(sigma, rate, steps)], 1e-5)
+
+    value, tolerance = cost(sigma, rate, steps), 1e-3  # two interval widths meet at 1 and 100
+    assert cost(sigma * more, rate, steps) <= value + tolerance
+    assert cost(sigma, rate / more, steps) <= value + tolerance
+    assert cost(sigma, rate, steps + 5) >= value - tolerance
+    assert lifetime_epsilon([training_event(sigma, rate, steps)], 1e-5) >= value
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [gaussian(3, 10_000)],
+        [sampled(0.5, 0.1, 10_000)],
+        [sampled(1.0, 0.01, 10_000)],
+        [sampled(2.0, 0.1, 10_000)],
+        [gaussian(1e6, 10_000)],
+        [sampled(1e6, 1e-6, 1)],
+        [sampled(0.01, 0.5, 1)],
+        [sampled(1.0, 1.0, 10)],
+    ],
+)
+def test_every_corner_is_answered_within_five_seconds(events):
+    """Nothing, everybody, ten thousand steps, hardly any and far too much noise."""
+    accounting._composed.cache_clear()
+    accounting._step_losses.cache_clear()
+    start = time.process_time()
+    value, lifetime = epsilon(events, 1e-6), lifetime_epsilon(events, 1e-6)
+    assert time.process_time() - start < 5
+    assert 0 <= value <= lifetime < math.inf
+    assert (value == 0) == (not events)
+
+
+def test_equal_events_are_merged_and_their_order_does_not_matter():
+    many = [sampled(2, 0.1, 3), gaussian(5), sampled(2, 0.1, 4), gaussian(5, 2)]
+    assert merge(many) == (gaussian(5, 3), sampled(2, 0.1, 7))
+    assert epsilon(many, 1e-5) == epsilon(reversed(many), 1e-5)
+
+
+def test_two_studies_cost_less_together_than_apart():
+    """What makes `lifetime_left` safe to read as room for another study."""
+    first, second = sampled(1.2, 0.2, 100), gaussian(30, 2)
+    together = lifetime_epsilon([first, second], 1e-5)
+    assert together <= lifetime_epsilon([first], 1e-5) + lifetime_epsilon([second], 1e-5)
+    assert together >= lifetime_epsilon([first], 1e-5)
+
+
+def test_each_order_of_the_filter_has_its_share_of_delta():
+    """The lifetime value is the best order at delta over the number of orders, by hand."""
+    delta = 1e-5 / len(ORDERS)
+    by_hand = min(
+        order / (2 * 4.0**2)
+        + math.log((order - 1) / order)
+        - (math.log(delta) + math.log(order)) / (order - 1)
+        for order in ORDERS
+    )
+    assert lifetime_epsilon([gaussian(4.0)], 1e-5) == pytest.approx(by_hand, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "target", "delta", "others"),
+    [
+        (0.1, 512, 3.77, 1e-6, ()),
+        (0.2, 24, 8.0, 1 / 600, (gaussian(12.0, 4),)),
+        (1.0, 1, 1.0, 1e-6, ()),
+    ],
+)
+def test_the_calibrated_sigma_is_enough_and_no_more(rate, steps, target, delta, others):
+    sigma = calibrate_sigma(rate=rate, steps=steps, epsilon=target, delta=delta, others=others)
+    assert epsilon([training_event(sigma, rate, steps), *others], delta) <= target
+    less = training_event(sigma * 0.998, rate, steps)
+    assert epsilon([less, *others], delta) > target
+
+
+def test_calibration_finds_the_published_sigma():
+    sigma = calibrate_sigma(rate=0.1, steps=512, epsilon=3.7697, delta=1e-6)
+    assert sigma == pytest.approx(3.0, rel=2e-3)
+
+
+def test_calibration_refuses_what_no_noise_reaches():
+    with pytest.raises(LimitRefusal, match="no useful amount of noise"):
+        calibrate_sigma(rate=1, steps=10_000, epsilon=0.01, delta=1e-6)
+
+
+def test_calibration_refuses_when_the_other_events_alone_cost_more():
+    with pytest.raises(LimitRefusal, match="alone cost more") as refusal:
+        calibrate_sigma(rate=0.1, steps=5, epsilon=1, delta=1e-6, others=[gaussian(1.0)])
+    assert "at most 1" in refusal.value.message
+    assert "epsilon 4.9" in refusal.value.message  # analytic: 4.89
+
+
+def test_most_steps_is_the_last_that_fits():
+    steps = most_steps(sigma=2.0, rate=0.2, epsilon=3.0, delta=1e-5, others=[gaussian(20.0)])
+    assert epsilon([sampled(2.0, 0.2, steps), gaussian(20.0)], 1e-5) <= 3.0
+    assert epsilon([sampled(2.0, 0.2, steps + 1), gaussian(20.0)], 1e-5) > 3.0
+    assert most_steps(sigma=0.5, rate=1, epsilon=0.1, delta=1e-6) == 0
+
+
+def test_noise_to_signal_is_the_ratio_of_norms():
+    """A drawn noise vector over a sum of aligned clipped gradients."""
+    noise = np.random.default_rng(0).normal(0, 1.5 * 0.1, 200_000)
+    signal = 12 * 0.1
+    expected = np.linalg.norm(noise) / signal
+    assert noise_to_signal(1.5, 0.1, 12, 200_000) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sigma", "rate", "steps"),
+    [
+        ("laplace", 1.0, 0.1, 1),
+        ("gaussian", 1.0, 0.5, 1),
+        ("gaussian", 0.0, 1, 1),
+        ("gaussian", math.inf, 1, 1),
+        ("sampled-gaussian", 1.0, 0.0, 1),
+        ("sampled-gaussian", 1.0, 1.5, 1),
+        ("sampled-gaussian", 1.0, 0.5, 0),
+        ("sampled-gaussian", 1.0, 0.5, 1.5),
+    ],
+)
+def test_an_event_that_means_nothing_is_refused(kind, sigma, rate, steps):
+    with pytest.raises(UsageError):
+        Event(kind, sigma, rate, steps)
+
+
+@pytest.mark.parametrize("delta", [0, 1, -1, math.nan])
+def test_a_delta_that_is_no_probability_is_refused(delta):
+    with pytest.raises(UsageError, match="delta"):
+        epsilon([gaussian(1.0)], delta)
+    with pytest.raises(UsageError, match="delta"):
+        lifetime_epsilon([], delta)

@@ -61,6 +61,7 @@ from .socket import exchange
 
 SOCKET_VARIABLE = "VOXFED_WORKER_SOCKET"
 FOLDER_VARIABLE = "VOXFED_COURIER_FOLDER"
+SUPERNODE_PATIENCE_SECONDS = 30.0
 FAILURE_MARK = b"VXFC"
 
 
@@ -106,6 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if chosen.parent_pid is not None:
         start_parent_process_monitor(chosen.parent_pid)
+    retries = make_simple_http_retry_invoker()
+    retries.max_time = SUPERNODE_PATIENCE_SECONDS
     client = RuntimeHttpClient.from_server_address(
         server_address=chosen.runtime_api_address,
         insecure=chosen.insecure,
@@ -116,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
             RuntimeTokenHttpInterceptor(try_obtain_flwr_app_token(chosen)),
         ],
-        retry_invoker=make_simple_http_retry_invoker(),
+        retry_invoker=retries,
     )
     delivery = Delivery()
     with client, _heartbeat(client), _journaled(delivery, Path(folder) / "journal.jsonl"):

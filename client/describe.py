@@ -6,8 +6,9 @@ import math
 
 from .. import __version__
 from ..study.messages import Description
-from .check import spacings
-from .cohort import modality_of, read_cohort
+from ..study.errors import VolumeError
+from .cohort import Image, modality_of, read_cohort
+from .nifti import read_spacing
 from .site import Site
 
 BANDS = (10, 20, 50, 100, 200, 500, 1000)
@@ -22,8 +23,7 @@ def describe(site: Site) -> Description:
     """
     cohort = read_cohort(site.cohort)
     images = [image for owned in cohort.patients.values() for image in owned]
-    found = spacings(images)
-    spacing = (math.floor(min(found)), math.ceil(max(found))) if found else None
+    spacing = _spacing_range(images)
     limits = site.settings.limits
     return Description(
         patients=band(len(cohort.patients)),
@@ -51,6 +51,17 @@ def band(n: int) -> str:
         if n < high:
             return f"{low} to {high - 1}"
     return f"{BANDS[-1]} or more"
+
+
+def _spacing_range(images: list[Image]) -> tuple[float, float] | None:
+    """Return the smallest and largest voxel size in whole mm, of the headers that can be read."""
+    found: list[float] = []
+    for image in images:
+        try:
+            found.extend(read_spacing(image.path))
+        except VolumeError:
+            continue  # `site check` names it; a description needs no single file
+    return (float(math.floor(min(found))), float(math.ceil(max(found)))) if found else None
 
 
 def _device(wanted: str) -> str:

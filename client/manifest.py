@@ -121,9 +121,7 @@ def check_unchanged(
 
 
 def _frozen(folder: Path, path: Path) -> FrozenFile:
-    return FrozenFile(
-        path=str(path.relative_to(folder)), sha256=digest(path), stamp=_stamp(path)
-    )
+    return FrozenFile(path=str(path.relative_to(folder)), sha256=digest(path), stamp=_stamp(path))
 
 
 def _stamp(path: Path) -> tuple[int, int, int, int]:

@@ -92,6 +92,23 @@ def read_volume(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(ras), (spacing[0], spacing[1], spacing[2]), oriented)
 
 
+def read_spacing(path: Path) -> tuple[float, float, float]:
+    """Reads the distance of voxel centres in mm from the header alone, along the file's own axes.
+
+    Raises:
+        VolumeError: the header cannot be used.
+    """
+    try:
+        _file_size(path)
+        with _opened(path) as stream:
+            header = _read_header(stream)
+            _shape(header)
+            sizes = nib.affines.voxel_sizes(_affine(header))
+    except (OSError, EOFError, zlib.error):
+        raise VolumeError("the file is damaged or truncated", hint=_REWRITE) from None
+    return float(sizes[0]), float(sizes[1]), float(sizes[2])
+
+
 def _file_size(path: Path) -> int:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever

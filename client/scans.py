@@ -54,9 +54,7 @@ class Scans:
             CohortChanged: a scan is not the one that was approved.
             VolumeError: a scan cannot be used.
         """
-        return [
-            self._volume(file.path, file.sha256) for file in self._manifest.patients[patient]
-        ]
+        return [self._volume(file.path, file.sha256) for file in self._manifest.patients[patient]]
 
     def batches(self, patient: str) -> list[Batch]:
         """Return a patient's volumes, each as a batch of one, (1, 1, D, H, W)."""

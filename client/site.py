@@ -43,9 +43,7 @@ class SiteSettings(Table):
     defaced: Literal["yes", "no", "not-head"] = Field(
         "no", description='"yes", "no" or "not-head": are faces removed from the scans?'
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description='"auto", "cpu" or "cuda"'
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto", "cpu" or "cuda"')
     courier_uid: int | None = Field(
         None, ge=0, description="user id of the courier where it differs from the worker's"
     )

@@ -140,7 +140,7 @@ class Worker:
 
         approval = self._approved(header.study, header.plan_digest)
         auditing.check_lineage(self._site, approval, header, payload)
-        number = auditing.approved_number(self._site, approval, header)
+        number = auditing.approved_number(approval, header)
         if number is None:
             raise _Coded(RefusalCode.AUDIT_NOT_APPROVED, "the operator has not approved this audit")
         if number > approval.plan.privacy.audits:

@@ -84,8 +84,8 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     Guarantee:
         Whoever sees all the releases that the events stand for cannot tell a cohort from one
         with a patient more or less, beyond (epsilon, delta). The value is an upper bound:
-        losses are rounded up to buckets of 1e-4 (finer below epsilon 1, coarser above 100) and
-        cut tails count as infinite loss.
+        losses are rounded up to buckets of 1e-4 (1e-5 for small losses, 1e-3 above epsilon 100)
+        and cut tails count as infinite loss.
     Assumes:
         Events are fixed in advance; each step draws patients with `sampling.poisson` at the
         event's rate, clips with `clipping.clip` and gets noise of `noise.add_noise` of standard
@@ -112,16 +112,19 @@ def _composed(events: tuple[Event, ...], delta: float, coarseness: int) -> float
     rough = float(np.min(_converted(renyi_curve(events), delta)))
     if rough > HOPELESS:
         return rough
-    interval = coarseness * _interval(rough)
+    interval = coarseness * _interval(rough, min(event.sigma for event in events))
     total = losses.identity(interval)
     for event in events:
-        step = _step_losses(event.sigma, event.rate, interval)
-        total = total.compose(step.self_compose(event.steps))
+        if event.rate == 1:  # T Gaussians are one, with sigma over the root of T
+            study = _losses(event.sigma / math.sqrt(event.steps), 1, interval)
+        else:
+            study = _losses(event.sigma, event.rate, interval).self_compose(event.steps)
+        total = total.compose(study)
     return min(rough, float(total.get_epsilon_for_delta(delta)))
 
 
 @lru_cache(maxsize=8)
-def _step_losses(sigma: float, rate: float, interval: float) -> Any:
+def _losses(sigma: float, rate: float, interval: float) -> Any:
     from dp_accounting.pld import privacy_loss_distribution as losses
 
     return losses.from_gaussian_mechanism(
@@ -129,11 +132,12 @@ def _step_losses(sigma: float, rate: float, interval: float) -> Any:
     )
 
 
-def _interval(rough: float) -> float:
-    """Returns the bucket width for an epsilon of about this size: fine enough, and few buckets."""
+def _interval(rough: float, least_sigma: float) -> float:
+    """Returns a bucket width for an epsilon of about this size: fine enough, and few buckets."""
     if rough > 100:
         return 10 * _INTERVAL
-    return _INTERVAL if rough >= 1 else _INTERVAL / 10
+    # With much noise a step's losses are tiny: buckets must be too, and can be, being few.
+    return _INTERVAL / 10 if rough < 1 and least_sigma > 10 else _INTERVAL
 
 
 def renyi_curve(events: Iterable[Event]) -> npt.NDArray[np.float64]:

@@ -73,7 +73,7 @@ def main() -> None:
     config = _parse_superlink_lifespan_config()
     app = create_app(config, SuperLinkLifespan)
     uvicorn.run(
-        Gate(app, os.environ[TOKEN_VARIABLE]),  # type: ignore[arg-type]
+        Gate(app, os.environ[TOKEN_VARIABLE]),
         host=config.host,
         port=config.port,
         access_log=False,

@@ -219,9 +219,7 @@ def decode(message: bytes, key: PublicKey) -> tuple[Any, bytes]:
     except ValidationError as fault:
         raise WireError(f"a message's header is wrong: {fault.error_count()} fields") from None
     payload = message[72 + size :]
-    if len(payload) != header.payload_size or (
-        hash_of(payload) != header.payload_digest
-    ):
+    if len(payload) != header.payload_size or (hash_of(payload) != header.payload_digest):
         raise VerificationError("a message's payload is not the one that was signed")
     return header, payload
 

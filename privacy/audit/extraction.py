@@ -1,7 +1,8 @@
 """Does the model hand out copies of the patients it learned from?
 
 The recipe of Dar et al. (Nature Biomedical Engineering, 2025): a sample is a copy if it is nearer
-to a patient than real patients are to each other; a patient with a copy is memorised. What counts is the excess of memorised members over memorised non-members, in equal numbers.
+to a patient than real patients are to each other; a patient with a copy is memorised. What counts
+is the excess of memorised members over memorised non-members, in equal numbers.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def _patterns(volumes: Volume, mean: Volume, foreground: npt.NDArray[np.bool_]) 
     patterns = (volumes - mean)[:, foreground].astype(np.float32)
     patterns -= patterns.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(patterns, axis=1, keepdims=True)
-    return np.divide(patterns, norms, out=np.zeros_like(patterns), where=norms > 0)
+    patterns /= np.where(norms > 0, norms, 1)
+    return patterns
 
 
 def _count(

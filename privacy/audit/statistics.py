@@ -2,8 +2,8 @@
 
 A site sends two histograms on the same bins, which run from the least to the most member-like
 score. The unit is the patient. Intervals are those of Newcombe (Statistics in Medicine 25, 2006,
-method 5), which stay honest for few patients and for an AUC near 0 or 1, widened where the placements spread
-more than that method assumes (DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988).
+method 5), which stay honest for few patients and for an AUC near 0 or 1, widened where the
+placements spread more than that method assumes (DeLong et al., Biometrics 44, 1988).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv
+from scipy.special import betaincinv, gammaln
 
 from ...study.errors import UsageError
 
@@ -231,6 +231,26 @@ def roc(scores: BinnedScores) -> list[tuple[float, float]]:
     pairs = zip(np.clip(wrong, 0, 1), np.clip(found, 0, 1), strict=True)
     points = [(0.0, 0.0), *((float(x), float(y)) for x, y in pairs)]
     return [point for i, point in enumerate(points) if i == 0 or point != points[i - 1]]
+
+
+def excess_chance(members: int, non_members: int, n: int) -> float:
+    """Returns how often chance alone gives so many members (Fisher's exact test, one-sided).
+
+    The probability that of members + non_members patients drawn from two groups of n, at least
+    `members` come from the first.
+    """
+    total = members + non_members
+    terms = (
+        _log_choices(n, k) + _log_choices(n, total - k) - _log_choices(2 * n, total)
+        for k in range(members, min(n, total) + 1)
+    )
+    return min(1.0, sum(math.exp(term) for term in terms))
+
+
+def _log_choices(n: int, k: int) -> float:
+    if not 0 <= k <= n:
+        return -math.inf
+    return float(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def _weights(sites: Sequence[BinnedScores]) -> list[float]:

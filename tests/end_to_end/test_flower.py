@@ -58,6 +58,7 @@ class Federation:
         self.control = Control(self.coordinator, self.link.port)
 
     def start_link(self) -> SuperLink:
+        """Start the SuperLink, to be stopped with the federation."""
         link = start_superlink(self.coordinator, host="127.0.0.1")
         self.stack.callback(link.stop)
         return link
@@ -70,6 +71,7 @@ class Federation:
         root: Path | None = None,
         handler: Callable[[bytes], bytes] | None = lambda message: message[::-1],
     ) -> SuperNode:
+        """Start a site whose worker answers with `handler`, or that has none."""
         courier, run = self.folder / name / "courier", self.folder / name / "run"
         courier.mkdir(parents=True)
         run.mkdir(mode=0o700)
@@ -90,6 +92,7 @@ class Federation:
         return node
 
     def run(self, *, sites: list[str], rounds: int, size: int, seconds: float = 120) -> dict:
+        """Run the echo study to its end and return what the ServerApp wrote."""
         run_id = self.control.submit(
             {"sites": ",".join(sites), "rounds": rounds, "size": size},
             component="echo_app:app",

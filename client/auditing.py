@@ -1,0 +1,169 @@
+"""Audits at the site: whose weights, with whose permission, and what leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..study.errors import Refusal, VerificationError
+from ..study.files import write
+from ..study.identity import canonical
+from ..study.messages import Audited, AuditRequest, hash_of
+from ..study.record import RoundRecord
+from .approval import Approval
+from .site import Site
+
+if TYPE_CHECKING:
+    from .worker import Warm
+
+
+@dataclass(frozen=True)
+class AuditOffer:
+    """One audit that the coordinator asked for, by the weights' digest.
+
+    Attributes:
+        number: counts the audits of the study from 1.
+        weights_digest: SHA-256 of the weights.
+        approved: whether the operator allowed it.
+    """
+
+    number: int
+    weights_digest: str
+    approved: bool
+
+
+def check_lineage(site: Site, approval: Approval, request: AuditRequest, weights: bytes) -> None:
+    """Raise VerificationError unless the weights are those of a signed round of this study.
+
+    Guarantee:
+        The coordinator signed that these weights came out of a round that holds the very reply
+        which this site charged for it; weights made up later carry no such record.
+    """
+    record = RoundRecord.open(request.lineage.encode(), site.coordinator_key)
+    claims = {
+        "study": (record.study, request.study),
+        "plan": (record.plan_digest, approval.plan.digest),
+        "weights": (record.weights_digest, hash_of(weights)),
+    }
+    for what, (got, expected) in claims.items():
+        if got != expected:
+            raise VerificationError(
+                f"the lineage is of another {what}", got=got[:12], expected=expected[:12]
+            )
+    if not 1 <= record.round <= approval.plan.rounds:
+        raise VerificationError(
+            "the lineage is of no round of the plan",
+            got=record.round,
+            expected=f"1 to {approval.plan.rounds}",
+        )
+    own = [
+        row.body["reply_digest"]
+        for row in site.ledger.rows()
+        if row.kind == "charge"
+        and row.body["study"] == record.study
+        and row.body["stage"] == record.stage
+        and row.body["round"] == record.round
+    ]
+    if own and not set(own) & set(record.replies):
+        raise VerificationError("the lineage leaves out this site's own update of that round")
+
+
+def offers(approval: Approval) -> list[AuditOffer]:
+    """Return the audits that were asked for, in their order."""
+    found = []
+    for path in (approval.folder / "audits").glob("*.json"):
+        facts = json.loads(path.read_bytes())
+        found.append(AuditOffer(facts["number"], path.stem, facts["approved"]))
+    return sorted(found, key=lambda offer: offer.number)
+
+
+def approved_number(approval: Approval, request: AuditRequest) -> int | None:
+    """Return the audit's number if the operator approved it; note it as pending otherwise."""
+    known = {offer.weights_digest: offer for offer in offers(approval)}
+    offer = known.get(request.payload_digest)
+    if offer is None:
+        _keep(approval, AuditOffer(len(known) + 1, request.payload_digest, approved=False))
+        return None
+    return offer.number if offer.approved else None
+
+
+def approve_audits(site: Site, approval: Approval) -> int:
+    """Allow every pending audit of the study; return how many there were.
+
+    Raises:
+        Refusal: the study's audits are spent.
+    """
+    pending = [offer for offer in offers(approval) if not offer.approved]
+    limit = approval.plan.privacy.audits
+    for offer in pending:
+        if offer.number > limit:
+            raise Refusal(
+                "the study's audits are spent", got=f"audit {offer.number}", expected=f"{limit}"
+            )
+        _keep(approval, AuditOffer(offer.number, offer.weights_digest, approved=True))
+        site.journal.append(
+            "audit approved", study=approval.folder.name, weights=offer.weights_digest
+        )
+    return len(pending)
+
+
+def audit(
+    warm: Warm, request: AuditRequest, digest: str, weights: bytes, epsilon: float | None
+) -> Audited:
+    """Score this site's coin-flip members and non-members and return histograms and copy counts.
+
+    Guarantee:
+        With `audit_counts = "noised"` what leaves is one Gaussian event of `audit_noise`, and no
+        copies are counted, since one patient can move their number by more than 1. With "exact"
+        the counts are not covered by epsilon.
+    """
+    from ..privacy.audit.extraction import find_copies
+    from ..privacy.audit.membership import EDGES, RECONSTRUCTION, histogram, reconstruction_errors
+    from ..privacy.engine import private_counts
+
+    privacy = warm.approval.plan.privacy
+    manifest = warm.approval.manifest
+    family, device = warm.trainer.family, warm.trainer.device
+    family.eval()
+    groups = [warm.scans.table(names) for names in (manifest.audited_members, manifest.held_out)]
+    exact = privacy.audit_counts == "exact" or not privacy.enabled
+    edges = EDGES if exact else EDGES[::16]
+    counts: list[list[float]] = [
+        list(histogram(reconstruction_errors(family, group, str(device)).values(), edges))
+        for group in groups
+    ]
+    copies: dict[str, float] = {}
+    if exact:
+        samples = _samples(family, request.samples, weights)
+        copies = find_copies(samples, *groups)
+    else:
+        joined = private_counts([*counts[0], *counts[1]], privacy.audit_noise)
+        counts = [joined[: len(edges) - 1], joined[len(edges) - 1 :]]
+    return Audited(
+        study=request.study,
+        request_digest=digest,
+        weights_digest=hash_of(weights),
+        epsilon=epsilon,
+        counts="exact" if exact else "noised",
+        edges=tuple(edges),
+        members={RECONSTRUCTION: tuple(counts[0])},
+        non_members={RECONSTRUCTION: tuple(counts[1])},
+        copies=copies,
+    )
+
+
+def _samples(family: Any, n: int, weights: bytes) -> Any:
+    """Return n synthetic volumes (n, 1, D, H, W), drawn from a seed that the weights fix."""
+    import torch
+
+    generator = torch.Generator().manual_seed(int(hash_of(weights)[:15], 16))
+    with torch.no_grad():
+        parts = [family.sample(1, generator=generator).cpu() for _ in range(n)]
+    return torch.cat(parts).numpy() if parts else torch.zeros((0, 1, 1, 1, 1)).numpy()
+
+
+def _keep(approval: Approval, offer: AuditOffer) -> None:
+    facts = {"number": offer.number, "approved": offer.approved}
+    path = approval.folder / "audits" / f"{offer.weights_digest}.json"
+    write(path, canonical(facts), mode=0o600)

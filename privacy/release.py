@@ -1,0 +1,260 @@
+"""The release gate: rules that check one fact each, and the verdict that follows from all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from .audit.statistics import excess_chance
+from .evidence import Copied, Evidence
+
+FALSE_ALARM = 0.025  # one-sided, of each family of tests over the sites: 5 % for both families
+
+
+class Verdict(StrEnum):
+    """PASS may leave, WARN may leave with an officer's reason, BLOCK never leaves."""
+
+    PASS = "PASS"  # noqa: S105, a verdict and no password
+    WARN = "WARN"
+    BLOCK = "BLOCK"
+
+    @property
+    def severity(self) -> int:
+        """0 for PASS, 1 for WARN, 2 for BLOCK."""
+        return list(Verdict).index(self)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule says.
+
+    Attributes:
+        rule: the rule's name.
+        verdict: what it asks for.
+        value: what was measured, if there is one number.
+        limit: what it was compared with.
+        detail: one sentence for the officer.
+        smallest_leak: the least leak that this rule could have seen here, in words.
+    """
+
+    rule: str
+    verdict: Verdict
+    value: float | None
+    limit: float | None
+    detail: str
+    smallest_leak: str = ""
+
+
+class Rule(Protocol):
+    """One fact, checked."""
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Returns what this rule finds in the evidence."""
+        ...
+
+
+class TrainedWithPrivacy:
+    """The plan has privacy enabled; without it BLOCK, or WARN where the approved plan allows it."""
+
+    name = "trained with privacy"
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Compares the plan's privacy.enabled with true."""
+        if evidence.private:
+            return Finding(self.name, Verdict.PASS, None, None, "patient-level privacy was on")
+        if evidence.allowed_without_privacy:
+            verdict, ending = Verdict.WARN, "; the plan that all sites approved allows it"
+        else:
+            verdict, ending = Verdict.BLOCK, ""
+        detail = f"nothing bounds what the weights hold of a patient (got no privacy{ending})"
+        return Finding(self.name, verdict, None, None, detail)
+
+
+class BudgetHolds:
+    """Every site's ledger, absent sites included, spent at most the plan's epsilon; else BLOCK."""
+
+    name = "budget"
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Compares the largest epsilon of any site with the plan's epsilon."""
+        limit = evidence.epsilon_limit
+        if not evidence.private:
+            return Finding(self.name, Verdict.PASS, None, None, "no budget without privacy")
+        spent = {site.name: site.epsilon for site in evidence.sites} | dict(evidence.absent)
+        if not spent:
+            return Finding(self.name, Verdict.BLOCK, None, limit, "no ledger was seen")
+        worst = max(spent, key=spent.__getitem__)
+        verdict = Verdict.BLOCK if spent[worst] > limit else Verdict.PASS
+        detail = f"most was spent at {worst} (got {spent[worst]:.4g}, expected at most {limit:g})"
+        return Finding(self.name, verdict, spent[worst], limit, detail)
+
+
+class WorstSiteMembership:
+    """No corrected lower bound of an AUC lies above the plan's auc_block; else BLOCK.
+
+    Compared are the lower ends of the two-sided intervals of each site and of all sites together,
+    at 95 % divided among that many comparisons (Bonferroni).
+    """
+
+    name = "membership, worst site"
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Compares the highest of the lower bounds with auc_block."""
+        limit = evidence.auc_block
+        found = {site.name: site.corrected for site in evidence.sites}
+        found["all sites together"] = evidence.together
+        worst = max(found, key=lambda name: found[name].low)
+        low, blocked = found[worst].low, found[worst].low > limit
+        detail = (
+            f"an attacker tells members from non-members at {worst} with AUC "
+            f"{found[worst].value:.2f}, surely above {low:.2f} "
+            f"(got {low:.2f}, expected at most {limit:.2f})"
+        )
+        leaks = [site.smallest_leak for site in evidence.sites] + [evidence.together_smallest_leak]
+        seen = [leak for leak in leaks if leak is not None]
+        smallest = (
+            f"a true AUC of {min(seen):.2f} would be blocked in 80 % of audits"
+            if seen
+            else "none: with so few patients even a total leak would not be blocked reliably"
+        )
+        verdict = Verdict.BLOCK if blocked else Verdict.PASS
+        return Finding(self.name, verdict, low, limit, detail, smallest)
+
+
+class EnoughPatients:
+    """Every site's 95 % half-width of the AUC is at most the plan's auc_half_width; else WARN."""
+
+    name = "enough patients"
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Compares the widest half-width with auc_half_width."""
+        limit = evidence.auc_half_width
+        if not evidence.sites:
+            return Finding(self.name, Verdict.WARN, None, limit, "not enough patients: no site")
+        widest = max(evidence.sites, key=lambda site: site.auc.half_width)
+        width = widest.auc.half_width
+        got = f"(got {width:.3f}, expected at most {limit:g})"
+        if width <= limit:
+            detail = f"the widest half-width of an AUC is that of {widest.name} {got}"
+            return Finding(self.name, Verdict.PASS, width, limit, detail)
+        detail = f"not enough patients at {widest.name}: half-width of the AUC {got}"
+        return Finding(self.name, Verdict.WARN, width, limit, detail)
+
+
+class Copies:
+    """Memorised members do not exceed memorised non-members beyond chance; else BLOCK.
+
+    Fisher's exact one-sided test of the two counts among equal numbers, at the usual and the strict
+    threshold, for each site and for all sites together, at 2.5 % divided among these tests. Where a
+    site made no search, WARN.
+    """
+
+    name = "copies of patients"
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Compares the smallest p-value with 2.5 % / number of tests."""
+        found = {site.name: site.copied for site in evidence.sites if site.copied}
+        if not found:
+            return Finding(self.name, Verdict.WARN, None, None, "no site searched for copies")
+        found["all sites together"] = _sum(list(found.values()))
+        limit = FALSE_ALARM / (2 * len(found))
+        chances = {name: _chance(copied) for name, copied in found.items()}
+        worst = min(chances, key=chances.__getitem__)
+        copied, chance = found[worst], chances[worst]
+        unseen = [site.name for site in evidence.sites if site.copied is None]
+        blocked = chance <= limit
+        verdict = Verdict.BLOCK if blocked else Verdict.WARN if unseen else Verdict.PASS
+        detail = (
+            f"{'the model hands out' if blocked else 'no proof of'} copies of its patients: "
+            f"{copied.members} of {copied.compared} members and {copied.non_members} of "
+            f"{copied.compared} non-members at {worst} (got p = {chance:.2g}, expected above "
+            f"{limit:.2g})"
+        )
+        if unseen and not blocked:
+            detail += f"; not searched at {', '.join(unseen)}"
+        return Finding(self.name, verdict, chance, limit, detail, _smallest_copying(found, limit))
+
+
+class AuditComplete:
+    """Every site that trained answered the audit.
+
+    One missing is a WARN, since the proof of epsilon still covers its patients; without privacy
+    nothing does, and it is a BLOCK, as is an audit that nobody answered.
+    """
+
+    name = "audit complete"
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Compares the number of sites that answered with the number that trained."""
+        answered = len(evidence.sites)
+        trained = answered + len(evidence.absent)
+        if answered == trained and answered:
+            detail = f"all {answered} sites that trained answered"
+            return Finding(self.name, Verdict.PASS, answered, trained, detail)
+        warned = answered and evidence.private
+        names = ", ".join(sorted(evidence.absent)) or "every site"
+        detail = f"no answer from {names} (got {answered}, expected {trained} sites)"
+        verdict = Verdict.WARN if warned else Verdict.BLOCK
+        return Finding(self.name, verdict, answered, trained, detail)
+
+
+class PatientUnit:
+    """No site's volumes stand as pseudo-patients; else WARN: no claim about patients holds."""
+
+    name = "unit is the patient"
+
+    def check(self, evidence: Evidence) -> Finding:
+        """Compares each site's pseudo_patients with false."""
+        names = ", ".join(site.name for site in evidence.sites if site.pseudo_patients)
+        if not names:
+            return Finding(self.name, Verdict.PASS, None, None, "volumes are grouped by patient")
+        detail = f"volumes stand as pseudo-patients at {names}: no patient-level claim holds"
+        return Finding(self.name, Verdict.WARN, None, None, detail)
+
+
+RULES: tuple[Rule, ...] = (
+    TrainedWithPrivacy(),
+    BudgetHolds(),
+    WorstSiteMembership(),
+    Copies(),
+    EnoughPatients(),
+    AuditComplete(),
+    PatientUnit(),
+)
+
+
+def decide(evidence: Evidence) -> tuple[Verdict, list[Finding]]:
+    """Returns the gravest verdict and what every rule found, the gravest first."""
+    findings = sorted(
+        (rule.check(evidence) for rule in RULES), key=lambda finding: -finding.verdict.severity
+    )
+    return findings[0].verdict, findings
+
+
+def _chance(copied: Copied) -> float:
+    return min(
+        excess_chance(copied.members, copied.non_members, copied.compared),
+        excess_chance(copied.strict_members, copied.strict_non_members, copied.compared),
+    )
+
+
+def _sum(found: Sequence[Copied]) -> Copied:
+    """Returns the counts of all sites; sites that differ only make the test more careful."""
+    return Copied(
+        sum(c.samples for c in found),
+        sum(c.compared for c in found),
+        sum(c.members for c in found),
+        sum(c.non_members for c in found),
+        sum(c.strict_members for c in found),
+        sum(c.strict_non_members for c in found),
+    )
+
+
+def _smallest_copying(found: Mapping[str, Copied], limit: float) -> str:
+    n = max(copied.compared for copied in found.values())
+    for members in range(1, n + 1):
+        if excess_chance(members, 0, n) <= limit:
+            return f"{members} memorised members of {n}, with no memorised non-member"
+    return "none: with so few patients not even copies of all of them would be beyond chance"

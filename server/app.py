@@ -1,0 +1,40 @@
+"""The Flower ServerApp: finds the coordinator's folder, and hands over to the round loop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ..study.errors import VoxfedError
+from .coordinator import Coordinator
+from .exchange import Exchange
+from .rounds import Rounds, describe
+from .store import Store
+from .superlink import FOLDER_VARIABLE
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the task that `voxfed study run`, `audit run` or `server status` asked for."""
+    wanted = context.run_config
+    coordinator = Coordinator(Path(os.environ[FOLDER_VARIABLE]))
+    exchange = Exchange(grid)
+    deadline = float(wanted.get("deadline", 60.0))
+    if wanted["task"] == "describe":
+        describe(coordinator, exchange, deadline)
+        return
+    store = Store(coordinator.studies / str(wanted["study"]))
+    try:
+        rounds = Rounds(coordinator, exchange, store)
+        if wanted["task"] == "train":
+            rounds.train(str(wanted["stage"]))
+        else:
+            rounds.audit(deadline, int(wanted["samples"]))
+    except VoxfedError as fault:
+        store.show(state="failed", error=fault.message, hint=fault.hint, exit_code=fault.exit_code)
+        raise

@@ -1,0 +1,46 @@
+"""Card: who someone is in the federation: a role, a name and a public key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from .errors import UsageError
+from .files import write as write_file
+from .identity import PublicKey
+
+Role = Literal["coordinator", "officer", "site"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A public file to hand over; compare `key.identifier` by telephone before trusting it."""
+
+    role: Role
+    name: str
+    key: PublicKey
+
+    @classmethod
+    def read(cls, path: Path) -> Card:
+        """Read a card; raise UsageError where the file is not one."""
+        try:
+            facts = json.loads(path.read_bytes())
+            role, name, key = facts["role"], facts["name"], facts["key"]
+        except OSError as fault:
+            raise UsageError(f"{path} cannot be read: {fault.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{path} is not a card", expected="JSON with role, name, key"
+            ) from None
+        if role not in get_args(Role) or not isinstance(name, str):
+            raise UsageError(
+                f"{path} has another role", got=role, expected=" or ".join(get_args(Role))
+            )
+        return cls(role, name, PublicKey.from_text(str(key)))
+
+    def write(self, path: Path) -> None:
+        """Write the card whole or not at all."""
+        facts = {"role": self.role, "name": self.name, "key": self.key.text}
+        write_file(path, json.dumps(facts, indent=1).encode() + b"\n")

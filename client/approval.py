@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from ..privacy.terms import Terms, agree, declared_size
+from ..privacy.terms import Terms, agree, declared_size, terms_with
 from ..study.errors import LimitRefusal, Refusal, VerificationError, VoxfedError
 from ..study.files import write
 from ..study.identity import canonical
@@ -36,7 +35,7 @@ class Approval:
     @property
     def state(self) -> State:
         """What the operator decided."""
-        return self._decision()["decision"] if self._decided.exists() else "pending"
+        return cast(State, self._decision().get("decision", "pending"))
 
     @property
     def reason(self) -> str:
@@ -46,12 +45,12 @@ class Approval:
     @property
     def declared(self) -> int:
         """The declared size, frozen at approval."""
-        return int(self._decision().get("declared", 0))
+        return int(str(self._decision().get("declared", 0)))
 
     @property
     def terms(self) -> Terms:
         """The constants of the study at this site, fixed at approval by plan and declared size."""
-        return agree(self.plan, self.declared)
+        return terms_with(self.plan, self.declared, float(str(self._decision()["sigma"])))
 
     @property
     def manifest(self) -> Manifest:
@@ -170,7 +169,7 @@ def approve(site: Site, study: str, progress: Progress | None = None) -> Approva
     manifest = freeze(cohort, plan.volumes.modality, plan.audit_fraction, progress)
     site.ledger.reserve(study, plan.digest, terms.whole, delta=plan.privacy.delta)
     write(approval.folder / "manifest.json", manifest.model_dump_json().encode(), mode=0o600)
-    approval.decide(decision="approved", declared=terms.declared)
+    approval.decide(decision="approved", declared=terms.declared, sigma=terms.sigma)
     site.journal.append("approved", study=study, plan=plan.digest, declared=terms.declared)
     return approval
 
@@ -188,11 +187,6 @@ def reject(site: Site, study: str, reason: str) -> None:
         )
     approval.decide(decision="rejected", reason=reason)
     site.journal.append("rejected", study=study, plan=approval.plan.digest)
-
-
-def forget_offer(approval: Approval) -> None:
-    """Remove a pending plan."""
-    shutil.rmtree(approval.folder)
 
 
 def _check_files(site: Site, plan: StudyPlan) -> None:

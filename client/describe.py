@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from .. import __version__
-from ..study.messages import Description
 from ..study.errors import VolumeError
+from ..study.messages import Description
 from .cohort import Image, modality_of, read_cohort
 from .nifti import read_spacing
 from .site import Site
@@ -47,7 +48,7 @@ def band(n: int) -> str:
     """
     if n < BANDS[0]:
         return f"under {BANDS[0]}"
-    for low, high in zip(BANDS, BANDS[1:], strict=False):
+    for low, high in itertools.pairwise(BANDS):
         if n < high:
             return f"{low} to {high - 1}"
     return f"{BANDS[-1]} or more"

@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 
 class FrozenFile(BaseModel):
-    """One file: its path below the cohort, its SHA-256, and what shows cheaply that it is the same."""
+    """One file below the cohort: its SHA-256, and a stamp that shows that it is the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,9 +43,6 @@ class SiteSettings(Table):
         "no", description='"yes", "no" or "not-head": are faces removed from the scans?'
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto", "cpu" or "cuda"')
-    courier_uid: int | None = Field(
-        None, ge=0, description="user id of the courier where it differs from the worker's"
-    )
     limits: Limits = Field(default_factory=Limits, description="a [limits] table")
 
 
@@ -162,11 +158,3 @@ def read_address(courier: Path) -> str:
         raise SettingsError(
             f"{courier / 'address'} cannot be read: {fault.strerror}", hint="run `voxfed site init`"
         ) from None
-
-
-def with_settings(site: Site, **changes: object) -> None:
-    """Write site.toml anew with some values changed; raise SettingsError if they do not hold."""
-    values = tomllib.loads((site.worker / "site.toml").read_text()) | changes
-    text = tomli_w.dumps(values).encode()
-    SiteSettings.parse(text, file="site.toml", error=SettingsError)
-    write(site.worker / "site.toml", text, mode=0o600)

@@ -24,6 +24,10 @@ class VaeSpec(Table):
         min_length=1,
         description="channels at each level; every level but the last halves the volume",
     )
+    patch: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=2,
+        description="side of the cubes folded into channels before the first level, 1 to 8",
+    )
     latent_channels: Width = Field(default=8, description="channels of the latent grid, 1 or more")
     groups: Width = Field(
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
@@ -46,15 +50,15 @@ class VaeSpec(Table):
     @classmethod
     def _halves(cls, shape: tuple[int, ...], known: ValidationInfo) -> tuple[int, ...]:
         levels = len(known.data.get("channels", (1,)))
-        multiple = 1 << (levels - 1)
+        multiple = known.data.get("patch", 1) << (levels - 1)
         if any(side % multiple for side in shape):
-            raise ValueError(f"{levels} levels of channels need multiples of {multiple}")
+            raise ValueError(f"patch and levels need sides that are multiples of {multiple}")
         return shape
 
     @property
     def reduction(self) -> int:
         """Voxels of a side that become one voxel of the latent grid."""
-        return 1 << (len(self.channels) - 1)
+        return self.patch << (len(self.channels) - 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -78,8 +82,8 @@ class Vae(Family):
         levels = len(spec.channels)
         self.network = AutoencoderKL(
             spatial_dims=3,
-            in_channels=1,
-            out_channels=1,
+            in_channels=spec.patch**3,
+            out_channels=spec.patch**3,
             channels=spec.channels,
             latent_channels=spec.latent_channels,
             num_res_blocks=(1,) * levels,
@@ -112,9 +116,9 @@ class Vae(Family):
             batch: volumes (B, 1, D, H, W) in [-1, 1].
             generator: the only source of the latent's noise.
         """
-        mean, deviation = self.network.encode(batch.volumes)
+        mean, deviation = self._encode(batch.volumes)
         noise = torch.randn(mean.shape, generator=generator, device=generator.device)
-        decoded = self.network.decode(mean + deviation * noise.to(mean))
+        decoded = self._decode(mean + deviation * noise.to(mean))
         error = decoded - batch.volumes
         size = error.abs() if self.spec.reconstruction == "l1" else error.square()
         nats = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()
@@ -124,8 +128,8 @@ class Vae(Family):
     @torch.no_grad()
     def reconstruct(self, volumes: Tensor) -> Tensor:
         """Return the decoded posterior mean, (B, 1, D, H, W) in [-1, 1]; nothing is drawn."""
-        mean, _ = self.network.encode(volumes)
-        return self.network.decode(mean).clamp(-1, 1)
+        mean, _ = self._encode(volumes)
+        return self._decode(mean).clamp(-1, 1)
 
     @torch.no_grad()
     def sample(
@@ -141,4 +145,17 @@ class Vae(Family):
         shape = (n, *self.spec.latent_shape)
         latent = torch.randn(shape, generator=generator, device=generator.device)
         here = next(self.parameters())
-        return self.network.decode(latent.to(here)).clamp(-1, 1)
+        return self._decode(latent.to(here)).clamp(-1, 1)
+
+    def _encode(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the latent, each (B, C, D, H, W)."""
+        p = self.spec.patch
+        cubes = volumes.unfold(2, p, p).unfold(3, p, p).unfold(4, p, p)
+        return self.network.encode(cubes.flatten(5).squeeze(1).movedim(-1, 1).contiguous())
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        """Return the volumes (B, 1, D, H, W) of latents, cubes of voxels unfolded again."""
+        cubes = self.network.decode(latent)
+        p = self.spec.patch
+        parts = cubes.unflatten(1, (1, p, p, p)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -84,7 +84,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     Guarantee:
         Whoever sees all the releases that the events stand for cannot tell a cohort from one
         with a patient more or less, beyond (epsilon, delta). The value is an upper bound:
-        losses are rounded up to buckets of 1e-4 (1e-5 for small losses, 1e-3 above epsilon 100)
+        losses are rounded up to buckets of 1e-4 (1e-5 for small losses, 1e-3 above epsilon 20)
         and cut tails count as infinite loss.
     Assumes:
         Events are fixed in advance; each step draws patients with `sampling.poisson` at the
@@ -134,7 +134,7 @@ def _losses(sigma: float, rate: float, interval: float) -> Any:
 
 def _interval(rough: float, least_sigma: float) -> float:
     """Returns a bucket width for an epsilon of about this size: fine enough, and few buckets."""
-    if rough > 100:
+    if rough > 20:
         return 10 * _INTERVAL
     # With much noise a step's losses are tiny: buckets must be too, and can be, being few.
     return _INTERVAL / 10 if rough < 1 and least_sigma > 10 else _INTERVAL

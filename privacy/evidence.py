@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .audit.statistics import Interval
 
+TOGETHER = "all sites together"
+
 
 @dataclass(frozen=True)
 class Copied:
@@ -21,24 +23,38 @@ class Copied:
 
 
 @dataclass(frozen=True)
+class Membership:
+    """How well one score tells one site's members from its non-members.
+
+    Attributes:
+        site: the site, or TOGETHER.
+        score: the score's name.
+        auc: AUC with its 95 % interval.
+        corrected: the same AUC, its interval corrected for the number of comparisons (Bonferroni).
+        smallest_leak: least true AUC that would be blocked in 80 % of audits, if there is one.
+    """
+
+    site: str
+    score: str
+    auc: Interval
+    corrected: Interval
+    smallest_leak: float | None
+
+
+@dataclass(frozen=True)
 class SiteEvidence:
-    """What the gate knows of one site that answered the audit.
+    """What else the gate knows of a site that answered the audit.
 
     Attributes:
         name: the site.
-        epsilon: what its ledger spent in this study, in its signed reply; 0 without privacy.
-        auc: AUC with its 95 % interval.
-        corrected: the same AUC with the interval corrected for the number of comparisons.
-        smallest_leak: least true AUC that would be blocked in 80 % of audits, if there is one.
+        epsilon: what its ledger spent in this study, in its signed reply; None where nothing
+            bounds it.
         copied: the search for copies, if the site made one.
         pseudo_patients: whether its volumes stand as patients of their own.
     """
 
     name: str
-    epsilon: float
-    auc: Interval
-    corrected: Interval
-    smallest_leak: float | None
+    epsilon: float | None
     copied: Copied | None
     pseudo_patients: bool
 
@@ -54,8 +70,8 @@ class Evidence:
         auc_block: the plan's limit on the corrected lower bound of an AUC.
         auc_half_width: the plan's widest half-width that may pass.
         sites: the sites that answered.
-        together: AUC of all sites, each patient compared within the own site, corrected interval.
-        together_smallest_leak: as for a site.
+        memberships: one for each score and site, and one for each score and TOGETHER, where each
+            patient is compared within the own site.
         absent: sites that trained and did not answer, with the epsilon of their last signed reply.
     """
 
@@ -65,6 +81,5 @@ class Evidence:
     auc_block: float
     auc_half_width: float
     sites: tuple[SiteEvidence, ...]
-    together: Interval
-    together_smallest_leak: float | None
-    absent: Mapping[str, float]
+    memberships: tuple[Membership, ...]
+    absent: Mapping[str, float | None]

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from .audit.statistics import excess_chance
-from .evidence import Copied, Evidence
+from .evidence import TOGETHER, Copied, Evidence
 
 FALSE_ALARM = 0.025  # one-sided, of each family of tests over the sites: 5 % for both families
 
@@ -85,17 +85,21 @@ class BudgetHolds:
         spent = {site.name: site.epsilon for site in evidence.sites} | dict(evidence.absent)
         if not spent:
             return Finding(self.name, Verdict.BLOCK, None, limit, "no ledger was seen")
-        worst = max(spent, key=spent.__getitem__)
-        verdict = Verdict.BLOCK if spent[worst] > limit else Verdict.PASS
-        detail = f"most was spent at {worst} (got {spent[worst]:.4g}, expected at most {limit:g})"
-        return Finding(self.name, verdict, spent[worst], limit, detail)
+        unbounded = sorted(name for name, epsilon in spent.items() if epsilon is None)
+        if unbounded:
+            detail = f"no epsilon holds at {', '.join(unbounded)} (expected at most {limit:g})"
+            return Finding(self.name, Verdict.BLOCK, None, limit, detail)
+        most, worst = max((epsilon or 0.0, name) for name, epsilon in spent.items())
+        verdict = Verdict.BLOCK if most > limit else Verdict.PASS
+        detail = f"most was spent at {worst} (got {most:.4g}, expected at most {limit:g})"
+        return Finding(self.name, verdict, most, limit, detail)
 
 
 class WorstSiteMembership:
     """No corrected lower bound of an AUC lies above the plan's auc_block; else BLOCK.
 
-    Compared are the lower ends of the two-sided intervals of each site and of all sites together,
-    at 95 % divided among that many comparisons (Bonferroni).
+    Compared are the lower ends of the two-sided intervals of every score, at each site and at all
+    sites together, their 5 % divided among that many comparisons (Bonferroni). Unmeasured: WARN.
     """
 
     name = "membership, worst site"
@@ -103,43 +107,44 @@ class WorstSiteMembership:
     def check(self, evidence: Evidence) -> Finding:
         """Compares the highest of the lower bounds with auc_block."""
         limit = evidence.auc_block
-        found = {site.name: site.corrected for site in evidence.sites}
-        found["all sites together"] = evidence.together
-        worst = max(found, key=lambda name: found[name].low)
-        low, blocked = found[worst].low, found[worst].low > limit
+        if not evidence.memberships:
+            detail = "no site measured whether members can be told from non-members"
+            return Finding(self.name, Verdict.WARN, None, limit, detail)
+        worst = max(evidence.memberships, key=lambda found: found.corrected.low)
+        low, value = worst.corrected.low, worst.auc.value
         detail = (
-            f"an attacker tells members from non-members at {worst} with AUC "
-            f"{found[worst].value:.2f}, surely above {low:.2f} "
+            f"an attacker tells members from non-members at {worst.site} with an AUC of "
+            f"{value:.2f}; its corrected lower bound decides "
             f"(got {low:.2f}, expected at most {limit:.2f})"
         )
-        leaks = [site.smallest_leak for site in evidence.sites] + [evidence.together_smallest_leak]
-        seen = [leak for leak in leaks if leak is not None]
+        leaks = [m.smallest_leak for m in evidence.memberships if m.smallest_leak is not None]
         smallest = (
-            f"a true AUC of {min(seen):.2f} would be blocked in 80 % of audits"
-            if seen
+            f"a true AUC of {min(leaks):.2f} would be blocked in 80 % of audits"
+            if leaks
             else "none: with so few patients even a total leak would not be blocked reliably"
         )
-        verdict = Verdict.BLOCK if blocked else Verdict.PASS
+        verdict = Verdict.BLOCK if low > limit else Verdict.PASS
         return Finding(self.name, verdict, low, limit, detail, smallest)
 
 
 class EnoughPatients:
-    """Every site's 95 % half-width of the AUC is at most the plan's auc_half_width; else WARN."""
+    """Every site's 95 % half-width of an AUC is at most the plan's auc_half_width; else WARN."""
 
     name = "enough patients"
 
     def check(self, evidence: Evidence) -> Finding:
-        """Compares the widest half-width with auc_half_width."""
+        """Compares the widest half-width of any site and score with auc_half_width."""
         limit = evidence.auc_half_width
-        if not evidence.sites:
+        found = [m for m in evidence.memberships if m.site != TOGETHER]
+        if not found:
             return Finding(self.name, Verdict.WARN, None, limit, "not enough patients: no site")
-        widest = max(evidence.sites, key=lambda site: site.auc.half_width)
+        widest = max(found, key=lambda membership: membership.auc.half_width)
         width = widest.auc.half_width
         got = f"(got {width:.3f}, expected at most {limit:g})"
         if width <= limit:
-            detail = f"the widest half-width of an AUC is that of {widest.name} {got}"
+            detail = f"the widest half-width of an AUC is that of {widest.site} {got}"
             return Finding(self.name, Verdict.PASS, width, limit, detail)
-        detail = f"not enough patients at {widest.name}: half-width of the AUC {got}"
+        detail = f"not enough patients at {widest.site}: half-width of the AUC {got}"
         return Finding(self.name, Verdict.WARN, width, limit, detail)
 
 
@@ -158,7 +163,7 @@ class Copies:
         found = {site.name: site.copied for site in evidence.sites if site.copied}
         if not found:
             return Finding(self.name, Verdict.WARN, None, None, "no site searched for copies")
-        found["all sites together"] = _sum(list(found.values()))
+        found[TOGETHER] = _sum(list(found.values()))
         limit = FALSE_ALARM / (2 * len(found))
         chances = {name: _chance(copied) for name, copied in found.items()}
         worst = min(chances, key=chances.__getitem__)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..study.errors import Refusal
 from ..study.plan import StudyPlan
-from .accounting import Event, calibrate_sigma, training_event
+from .accounting import Event, calibrate_sigma, merge, training_event
 
 LEAST_DECLARED = 5
 
@@ -63,25 +63,48 @@ def agree(plan: StudyPlan, declared: int) -> Terms:
     Raises:
         LimitRefusal: no useful amount of noise reaches the plan's epsilon.
     """
-    members = declared * (1 - plan.audit_fraction / 2)
-    rate = min(1.0, plan.expected_patients / members)
     if not plan.privacy.enabled:
-        return Terms(declared, rate, rate * members, 0.0, (), (), ())
-    privacy = plan.privacy
-    metric = (
-        (Event("gaussian", privacy.metric_noise, 1, 1),) if privacy.metric_noise is not None else ()
-    )
-    audit = (
-        (Event("gaussian", privacy.audit_noise, 1, 1),) if privacy.audit_counts == "noised" else ()
-    )
-    others = metric * plan.rounds + audit * privacy.audits
+        return terms_with(plan, declared, 0.0)
     sigma = calibrate_sigma(
-        rate=rate,
+        rate=_rate(plan, declared),
         steps=plan.steps,
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        others=others,
+        epsilon=plan.privacy.epsilon,
+        delta=plan.privacy.delta,
+        others=(*_metric(plan) * plan.rounds, *_audit(plan) * plan.privacy.audits),
     )
+    return terms_with(plan, declared, sigma)
+
+
+def terms_with(plan: StudyPlan, declared: int, sigma: float) -> Terms:
+    """Return the terms of `plan` for a noise multiplier that `agree` found before."""
+    rate = _rate(plan, declared)
+    divisor = rate * _members(plan, declared)
+    if not plan.privacy.enabled:
+        return Terms(declared, rate, divisor, 0.0, (), (), ())
+    metric, audit = _metric(plan), _audit(plan)
     training = training_event(sigma, rate, plan.local_steps)
-    whole = (training_event(sigma, rate, plan.steps), *others)
-    return Terms(declared, rate, rate * members, sigma, (training, *metric), audit, whole)
+    whole = (
+        training_event(sigma, rate, plan.steps),
+        *metric * plan.rounds,
+        *audit * plan.privacy.audits,
+    )
+    return Terms(declared, rate, divisor, sigma, (training, *metric), audit, merge(whole))
+
+
+def _members(plan: StudyPlan, declared: int) -> float:
+    """Return how many of the declared patients train on average: half of the flips are heads."""
+    return declared * (1 - plan.audit_fraction / 2)
+
+
+def _rate(plan: StudyPlan, declared: int) -> float:
+    return min(1.0, plan.expected_patients / _members(plan, declared))
+
+
+def _metric(plan: StudyPlan) -> tuple[Event, ...]:
+    noise = plan.privacy.metric_noise
+    return () if noise is None else (Event("gaussian", noise, 1, 1),)
+
+
+def _audit(plan: StudyPlan) -> tuple[Event, ...]:
+    exact = plan.privacy.audit_counts == "exact"
+    return () if exact else (Event("gaussian", plan.privacy.audit_noise, 1, 1),)

@@ -13,8 +13,8 @@
     ├── WireError             exit 1  a message that is garbled, too large or of another version
     └── ProcessError          exit 1  a process, port, disk or device that is not there
 
-Every error says what was wrong, `got X, expected Y`, and what to do. Texts stay on the machine where
-they are raised: across the wire a site sends only a `RefusalCode` (study/messages.py).
+Every error says what was wrong, `got X, expected Y`, and what to do. Texts stay on the machine
+where they are raised: across the wire a site sends only a `RefusalCode` (study/messages.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What travels in a round: typed, versioned, size-checked and signed; bytes in, bytes out.
 
-A message is `VXF1`, the header's length (4 bytes, big endian), the header (canonical JSON), an Ed25519
-signature of 64 bytes over the header, and a payload whose SHA-256 and size the header names. The
-payload of tensors is safetensors. Nothing in a message is code.
+A message is `VXF1`, the header's length (4 bytes, big endian), the header (canonical JSON), an
+Ed25519 signature of 64 bytes over the header, and a payload whose SHA-256 and size the header
+names. The payload of tensors is safetensors. Nothing in a message is code.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class TrainRequest(Header):
 
 
 class AuditRequest(Header):
-    """Asks for an audit of the weights in the payload; `lineage` is the signed record of the round."""
+    """Asks for an audit of the weights in the payload; `lineage` is the round's signed record."""
 
     kind: Literal["audit"] = "audit"
     site: Name
@@ -232,8 +232,8 @@ def hash_of(payload: bytes) -> str:
 def request_digest(message: bytes) -> str:
     """SHA-256 of a request's header, which binds all it asks for, its payload included.
 
-    The echo of the ledger's head and the signature are left out: a request that is asked again after
-    a restart is the same request.
+    The echo of the ledger's head and the signature are left out: a request that is asked again
+    after a restart is the same request.
     """
     (size,) = struct.unpack(">I", message[4:8])
     header = _HEADERS.validate_json(message[8 : 8 + size], strict=True)

@@ -24,6 +24,13 @@ class Table(BaseModel):
             values = tomllib.loads(text.decode())
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
             raise error(f"{file} is not TOML: {fault}", hint="mend the line it names") from None
+        return cls.checked(values, file=file, error=error)
+
+    @classmethod
+    def checked(
+        cls, values: dict[str, Any], *, file: str, error: type[UsageError] = UsageError
+    ) -> Self:
+        """Read values as TOML gives them; raise `error` as `parse` does."""
         try:
             # JSON mode is strict about types yet takes TOML's arrays as tuples.
             return cls.model_validate_json(json.dumps(values, default=str), strict=True)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ...models.base import Reconstructs
 
 RECONSTRUCTION = "reconstruction"
+SCORES = {RECONSTRUCTION: "mean absolute reconstruction error"}
+LOWER_IS_MEMBER = frozenset({RECONSTRUCTION})
 EDGES: tuple[float, ...] = tuple(float(edge) for edge in np.geomspace(1e-4, 4.0, 257))
 
 

@@ -1,0 +1,306 @@
+"""`voxfed site …`: what the site operator does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..study.card import Card
+from ..study.errors import UsageError, VoxfedError
+from ..study.terminal import console, progress, show_json, show_table
+
+if TYPE_CHECKING:
+    from .approval import Approval
+    from .site import Site
+
+site_app = typer.Typer(no_args_is_help=True, help="What the site operator of a hospital does.")
+
+Folder = Annotated[
+    Path, typer.Option("--folder", envvar="VOXFED_SITE", help="The site's folder.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+RoleOption = Annotated[
+    str, typer.Option("--role", help="worker or courier; both where it is left out.")
+]
+HERE = Path("site")
+
+
+def _site(folder: Path) -> Site:
+    from .site import Site
+
+    return Site(folder.resolve())
+
+
+@site_app.command()
+def init(
+    invitation: Annotated[Path, typer.Argument(help="The coordinator's invitation.json.")],
+    name: Annotated[str, typer.Option(help="The hospital's name, e.g. hospital-a.")],
+    cohort: Annotated[Path, typer.Option(help="The folder that holds the patients.")],
+    folder: Folder = HERE,
+    defaced: Annotated[str, typer.Option(help="yes, no or not-head.")] = "no",
+) -> None:
+    """Make the site's folder, its keys and an empty ledger, and write enrolment.json."""
+    from .site import SiteSettings, create
+    from .supernode import node_key
+
+    try:
+        facts = json.loads(invitation.read_bytes())
+        address, certificate = str(facts["address"]), str(facts["certificate"])
+        coordinator = Card.from_facts(facts["coordinator"], what=str(invitation))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{invitation} is no invitation", hint="ask the coordinator for invitation.json"
+        ) from None
+    values = {
+        "name": name,
+        "cohort": str(cohort.resolve()),
+        "coordinator": address,
+        "defaced": defaced,
+    }
+    settings = SiteSettings.checked(values, file="the options")
+    site = create(folder, settings, coordinator, certificate.encode())
+    _, public = node_key(site.courier)
+    card = Card.read(site.worker / "keys" / "site.card.json")
+    enrolment = {**card.facts(), "node_key": public.read_text()}
+    target = site.folder / "enrolment.json"
+    target.write_text(json.dumps(enrolment, indent=1))
+    console.print(f"made {site.folder}, limits in worker/site.toml")
+    console.print(f"the coordinator's key is {coordinator.key.identifier}: compare by telephone")
+    console.print(f"send {target} to the coordinator; your key is {card.key.identifier}")
+
+
+@site_app.command()
+def check(
+    folder: Folder = HERE,
+    cohort: Annotated[Path | None, typer.Option(help="Check this folder, without a site.")] = None,
+    role: RoleOption = "",
+    uid: Annotated[int | None, typer.Option(help="The container's user, to test reading.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the cohort's files, the network, and one private step of each offered plan."""
+    from .preflight import check_data, check_folder, check_network
+
+    files: list[dict[str, str]] = []
+    rows: list[dict[str, str]] = []
+    with progress("files", hidden=as_json) as shown:
+        if cohort is not None:
+            files = check_folder(cohort, progress=shown)
+        else:
+            site = _site(folder)
+            if role in ("", "courier"):
+                rows += check_network(site)
+            if role in ("", "worker"):
+                files, more = check_data(site, uid=uid, progress=shown)
+                rows += more
+    if as_json:
+        show_json({"files": files, "checks": rows} if cohort is None else {"files": files})
+    else:
+        _show_checks(files, rows)
+    if any(item["verdict"] == "FAIL" for item in [*files, *rows]):
+        raise typer.Exit(1)
+
+
+def _show_checks(files: list[dict[str, str]], rows: list[dict[str, str]]) -> None:
+    if rows:
+        show_table(
+            "site",
+            ("check", "verdict", "found", "remedy"),
+            [(r["check"], r["verdict"], r["found"], r["remedy"]) for r in rows],
+        )
+    odd = [f for f in files if f["verdict"] != "PASS"]
+    if odd:
+        show_table(
+            "files",
+            ("file", "verdict", "reason", "remedy"),
+            [(f["path"], f["verdict"], f["reason"], f["remedy"]) for f in odd],
+        )
+    if files:
+        console.print(f"{len(files) - len(odd)} of {len(files)} files PASS")
+
+
+@site_app.command()
+def approve(
+    study: Annotated[str, typer.Argument(help="The study; left out, pending plans are listed.")]
+    = "",
+    folder: Folder = HERE,
+    audit: Annotated[bool, typer.Option("--audit", help="Allow the audit it asks for.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what waits for a decision, or approve a study: the cohort is frozen, its budget set."""
+    from .approval import all_approvals, find
+    from .approval import approve as approve_plan
+    from .auditing import approve_audits
+
+    site = _site(folder)
+    if not study:
+        pending = [_summary(site, approval) for approval in all_approvals(site)]
+        waiting = [p for p in pending if p["state"] == "pending" or p["audits waiting"]]
+        if as_json:
+            show_json({"pending": waiting})
+            return
+        for item in waiting:
+            show_table(str(item["study"]), ("", ""), list(item.items()))
+        console.print("approve with `voxfed site approve STUDY`" if waiting else "nothing waits")
+        return
+    if audit:
+        n = approve_audits(site, find(site, study))
+        console.print(f"{n} audit{'s' if n != 1 else ''} of {study} allowed")
+        return
+    with progress("freezing the cohort", hidden=as_json) as shown:
+        approval = approve_plan(site, study, shown)
+    terms = approval.terms
+    facts = {
+        "study": study,
+        "declared_patients": terms.declared,
+        "members": len(approval.manifest.members),
+        "held_out": len(approval.manifest.held_out),
+        "rate": terms.rate,
+        "sigma": terms.sigma,
+        "lifetime_left": site.ledger.lifetime_left(),
+    }
+    if as_json:
+        show_json(facts)
+    else:
+        show_table(f"{study} approved", ("", ""), list(facts.items()))
+
+
+@site_app.command()
+def reject(
+    study: Annotated[str, typer.Argument(help="The study.")],
+    reason: Annotated[str, typer.Option(help="Why; it is sent to the coordinator.")],
+    folder: Folder = HERE,
+) -> None:
+    """Say no to a study."""
+    from .approval import reject as reject_plan
+
+    reject_plan(_site(folder), study, reason)
+    console.print(f"{study} rejected")
+
+
+@site_app.command()
+def start(
+    folder: Folder = HERE,
+    role: RoleOption = "",
+    health_port: Annotated[int | None, typer.Option(help="For container probes.")] = None,
+) -> None:
+    """Run worker and courier until stopped; whichever dies is started again."""
+    from . import processes
+
+    site = _site(folder)
+    if role == "worker":
+        processes.run_worker(site)
+    elif role == "courier":
+        processes.run_courier(site, health_port)
+    elif role == "":
+        processes.watch(site, health_port)
+    else:
+        raise UsageError("unknown role", got=role, expected="worker or courier")
+
+
+@site_app.command()
+def stop(folder: Folder = HERE) -> None:
+    """Stop what `voxfed site start` started here."""
+    from . import processes
+
+    stopped = processes.stop(_site(folder))
+    console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@site_app.command()
+def status(folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """Show what runs here, which studies were offered and decided, and what is left."""
+    from . import processes
+    from .approval import all_approvals
+
+    site = _site(folder)
+    facts: dict[str, Any] = {
+        "site": site.settings.name,
+        **{role: processes.running(site, role) is not None for role in processes.ROLES},
+        "lifetime_spent": site.ledger.lifetime_spent(),
+        "lifetime_left": site.ledger.lifetime_left(),
+        "studies": {a.folder.name: a.state for a in all_approvals(site)},
+    }
+    if as_json:
+        show_json(facts)
+        return
+    rows = [(key, _plain(value)) for key, value in facts.items() if key != "studies"]
+    show_table(facts["site"], ("", ""), rows[1:])
+    show_table("studies", ("study", "state"), list(facts["studies"].items()))
+
+
+@site_app.command()
+def ledger(folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """Show what each study spent and what is left, after checking the ledger's chain."""
+    from .accounts import overview
+
+    site = _site(folder)
+    document = overview(site.ledger, site.settings.limits.lifetime_epsilon)
+    if as_json:
+        show_json(document)
+        return
+    show_table(
+        "studies (epsilon by privacy loss distributions)",
+        ("study", "rounds", "spent", "left", "delta", "closed"),
+        [
+            (s["study"], s["rounds"], f"{s['spent']:.4f}", f"{s['left']:.4f}", s["delta"], s["closed"])
+            for s in document["studies"]
+        ],
+    )
+    lifetime = document["lifetime"]
+    console.print(
+        f"lifetime (Renyi filter): {lifetime['spent']:.4f} spent, {lifetime['left']:.4f} left "
+        f"of {lifetime['limit']:g}; {document['rows']} rows, chain intact"
+    )
+
+
+def _summary(site: Site, approval: Approval) -> dict[str, Any]:
+    """Return what an operator must know to decide about one plan."""
+    from ..privacy.terms import agree, declared_size
+    from .auditing import offers
+    from .cohort import read_cohort
+    from .rehearsal import rehearse
+
+    plan = approval.plan
+    facts: dict[str, Any] = {
+        "study": plan.name,
+        "state": approval.state,
+        "who asks": f"coordinator, key {site.coordinator_key.identifier}",
+        "family": plan.family,
+        "rounds": plan.rounds,
+        "epsilon asked": plan.privacy.epsilon if plan.privacy.enabled else "NO PRIVACY",
+        "lifetime left": f"{site.ledger.lifetime_left():.3f}",
+        "what leaves": ", ".join(_leaving(approval)),
+        "audits waiting": sum(not offer.approved for offer in offers(approval)),
+    }
+    if approval.state == "pending":
+        try:
+            patients = len(read_cohort(site.cohort, plan.volumes.modality).patients)
+            terms = agree(plan, declared_size(patients))
+            facts["noise multiplier"] = f"{terms.sigma:.3f}, sampling rate {terms.rate:.3f}"
+            measured = rehearse(plan, site.settings.device)
+            facts["estimated hours"] = f"{measured.hours:.2f} on {measured.device}"
+        except VoxfedError as fault:
+            facts["cannot be approved"] = fault.message
+    return facts
+
+
+def _leaving(approval: Approval) -> list[str]:
+    """Return, by name, what leaves the site in this study."""
+    privacy = approval.plan.privacy
+    noised = "noised " if privacy.enabled else "EXACT "
+    leaving = [f"{noised}update of each round", "declared size", "ledger head", "epsilon spent"]
+    if privacy.metric_noise is not None or not privacy.enabled:
+        leaving.append(f"{noised}mean loss")
+    leaving.append(f"{privacy.audit_counts} histograms of at most {privacy.audits} audits")
+    return leaving
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "running" if value else "not running"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+

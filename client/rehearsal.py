@@ -1,0 +1,77 @@
+"""A rehearsal: one private step on random volumes, to tell hours and memory before a study."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..models.base import Batch
+from ..privacy.engine import StepSettings, private_gradient
+from ..study.plan import StudyPlan
+from .training import choose_device, prepare
+
+PATIENTS = 2
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one private step takes at this site.
+
+    Attributes:
+        device: where it ran.
+        seconds: one step with the plan's expected patients.
+        peak_bytes: the largest memory of the process, or of the GPU.
+        hours: the whole study's training.
+    """
+
+    device: str
+    seconds: float
+    peak_bytes: int
+    hours: float
+
+
+def rehearse(plan: StudyPlan, device_wanted: str) -> Rehearsal:
+    """Run one private step at the plan's shape on random volumes; no scan is read.
+
+    Raises:
+        ProcessError: the device that is asked for is not there.
+    """
+    device = choose_device(device_wanted)
+    family = prepare(plan, device)
+    parameters = [p for p in family.parameters() if p.requires_grad]
+    volume = torch.rand((1, 1, *plan.volumes.shape)).to(device) * 2 - 1
+    names = [f"random-{i}" for i in range(PATIENTS)]
+    privacy = plan.privacy
+    settings = StepSettings(
+        rate=1.0,
+        divisor=float(PATIENTS),
+        clip_norm=privacy.clip_norm,
+        sigma=1.0,
+        volumes_per_patient=privacy.volumes_per_patient,
+        noise_multiplicity=privacy.noise_multiplicity,
+    )
+    generator = torch.Generator().manual_seed(0)
+    volumes = [Batch(volumes=volume)] * privacy.volumes_per_patient
+    seconds = 0.0
+    for stage in family.stages:
+        for step in family.steps(stage):
+            for _ in range(2):  # the first run also builds kernels
+                began = time.perf_counter()
+                private_gradient(step, parameters, names, lambda _: volumes, settings, generator)
+                last = time.perf_counter() - began
+            seconds += last / PATIENTS * plan.expected_patients
+    return Rehearsal(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        seconds=seconds,
+        peak_bytes=_peak(device),
+        hours=seconds * plan.steps / 3600,
+    )
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,108 @@
+"""Answer: a site's signed reply to an audit, bound to its request, weights and plan."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ...study.errors import VerificationError, VoxfedError
+from ...study.identity import PublicKey
+from ...study.messages import Audited, AuditRequest, decode, request_digest
+from ...study.plan import StudyPlan
+from .membership import LOWER_IS_MEMBER, SCORES
+from .statistics import BinnedScores
+
+Defaced = Literal["yes", "no", "not-head"]
+SIGNATURE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One site's answer, with what its signed decision on the plan said.
+
+    Attributes:
+        site: its name.
+        key: its public key.
+        request: the signed request, whole or cut off before its payload.
+        reply: the whole signed `Audited` message, taken out of its receipt.
+        declared_patients: the size declared at approval, a multiple of 5.
+        defaced: whether faces were removed from the scans.
+        pseudo_patients: whether volumes stand as patients.
+    """
+
+    site: str
+    key: PublicKey
+    request: bytes
+    reply: bytes
+    declared_patients: int
+    defaced: Defaced
+    pseudo_patients: bool = False
+
+
+def read_answer(answer: Answer, plan: StudyPlan, weights_digest: str) -> Audited:
+    """Returns the reply in an answer after checking all that it must be bound to.
+
+    Raises:
+        VerificationError: it is not signed by its site, or is about another request, plan or
+            weights, or its histograms do not fit their bins.
+    """
+    what = f"the reply of {answer.site}"
+    try:
+        header, _ = decode(answer.reply, answer.key)
+        request = _request(answer.request)
+        digest = request_digest(answer.request)
+    except (struct.error, ValidationError, VoxfedError) as fault:
+        got = fault.message if isinstance(fault, VoxfedError) else "a garbled request"
+        raise VerificationError(f"{what} cannot be trusted", got=got) from None
+    if not isinstance(header, Audited):
+        raise VerificationError(f"{what} is no audit", got=getattr(header, "kind", "nothing"))
+    for name, got, expected in (
+        ("request", header.request_digest, digest),
+        ("weights", header.weights_digest, weights_digest),
+        ("study", header.study, plan.name),
+        ("plan", request.plan_digest, plan.digest),
+        ("site", request.site, answer.site),
+        ("kind of counts", header.counts, plan.privacy.audit_counts),
+    ):
+        if got != expected:
+            raise VerificationError(f"{what} is about another {name}", got=got, expected=expected)
+    _check_histograms(header, what)
+    return header
+
+
+def without_payload(request: bytes) -> bytes:
+    """Returns a request cut off before its payload; its header and signature remain."""
+    (size,) = struct.unpack(">I", request[4:8])
+    return request[: 8 + size + SIGNATURE_BYTES]
+
+
+def binned(reply: Audited, score: str, plan: StudyPlan) -> BinnedScores:
+    """Returns a score's histograms with bins turned so that the last is the most member-like.
+
+    Noised counts carry noise of `audit_noise` x 1: a patient adds 1 to one bin of one histogram.
+    """
+    members, non_members = reply.members[score], reply.non_members[score]
+    if score in LOWER_IS_MEMBER:
+        members, non_members = members[::-1], non_members[::-1]
+    noise = plan.privacy.audit_noise if reply.counts == "noised" else 0.0
+    return BinnedScores(members, non_members, noise)
+
+
+def _request(request: bytes) -> AuditRequest:
+    text = without_payload(request)[8:-SIGNATURE_BYTES]
+    return AuditRequest.model_validate_json(text, strict=True)
+
+
+def _check_histograms(reply: Audited, what: str) -> None:
+    rising = all(low < high for low, high in zip(reply.edges, reply.edges[1:], strict=False))
+    histograms = [*reply.members.values(), *reply.non_members.values()]
+    fits = all(len(counts) == len(reply.edges) - 1 for counts in histograms)
+    known = set(reply.members) == set(reply.non_members) <= set(SCORES)
+    whole = reply.counts == "noised" or all(min(counts) >= 0 for counts in histograms)
+    if not (reply.members and len(reply.edges) > 1 and rising and fits and known and whole):
+        raise VerificationError(
+            f"{what} holds scores that do not fit their bins", expected=", ".join(SCORES)
+        )

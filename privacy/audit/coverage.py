@@ -1,0 +1,60 @@
+"""What an audit's words rest on: what epsilon covers, what it does not, and what was not tested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...study.plan import StudyPlan
+
+
+def covered(plan: StudyPlan) -> tuple[str, ...]:
+    """Returns what the accounted epsilon covers."""
+    if not plan.privacy.enabled:
+        return ()
+    things = ["the weights: every update that left a site carried that site's full noise"]
+    if plan.privacy.metric_noise is not None:
+        things.append("the mean loss that each site sent, which was clipped and noised")
+    if plan.privacy.audit_counts == "noised":
+        things.append("the histograms of this audit, which were noised and charged")
+    return tuple(things)
+
+
+def not_covered(plan: StudyPlan) -> tuple[str, ...]:
+    """Returns what left the sites without being covered by epsilon."""
+    things = [
+        "what each site agreed to say of itself: coarse size, modality, spacing, device",
+        "the declared number of patients, rounded down to a multiple of 5",
+        "which sites took part, and how long each round took",
+    ]
+    if plan.privacy.audit_counts == "exact":
+        things.insert(0, "the histograms and counts of this audit, which are exact")
+    if not plan.privacy.enabled:
+        things.insert(0, "the weights: there was no differential privacy")
+    return tuple(things)
+
+
+def not_tested() -> tuple[str, ...]:
+    """Returns what this version does not try, so that silence is not read as safety."""
+    return (
+        "attacks with reference models, gradients, likelihood bounds or several scores together",
+        "whether members and non-members differ in their images alone (the blind baseline)",
+        "copies that are shifted, turned, flipped or partial",
+        "an attacker who saw every round's update instead of the final weights",
+        "recognising a person from a face or another scan; attributes of a patient",
+        "whether a whole hospital took part: about 70 of its patients suffice to tell",
+    )
+
+
+def notes(pseudo_patients: Sequence[str]) -> tuple[str, ...]:
+    """Returns what a reader must know to read the figures rightly."""
+    lines = [
+        "Epsilon bounds what any attacker can learn about one patient, whatever else they know.",
+        "An attack that fails says nothing of better attacks; only the upper bound is a proof.",
+        "A patient seen at two hospitals spends the budget of both.",
+    ]
+    if pseudo_patients:
+        names = ", ".join(pseudo_patients)
+        lines.insert(
+            0, f"Volumes stand as pseudo-patients at {names}: no patient-level claim holds."
+        )
+    return tuple(lines)

@@ -1,0 +1,296 @@
+"""AuditReport: what the coordinator makes of the sites' signed replies.
+
+All but `created` and `versions` follows from the plan, the replies and what is said of the sites,
+so that whoever holds the sites' public keys can build the report again and compare.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...study.errors import VerificationError
+from ...study.identity import PublicKey
+from ...study.messages import Audited
+from ...study.plan import StudyPlan
+from ..evidence import TOGETHER, Copied, Evidence, Membership, SiteEvidence
+from ..release import Finding, Verdict, decide
+from .answer import Answer, Defaced, binned, read_answer, without_payload
+from .coverage import covered, not_covered, not_tested, notes
+from .membership import mean_of
+from .statistics import (
+    LEVEL,
+    Interval,
+    auc,
+    smallest_leak,
+    stratified_auc,
+    true_positive_rate,
+)
+
+FALSE_POSITIVE_RATES = (0.01, 0.05, 0.10)
+
+
+class Frozen(BaseModel):
+    """A frozen part of the report that forbids unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Rate(Frozen):
+    """Members found while at most `false_positive_rate` of the non-members are taken for one."""
+
+    false_positive_rate: float
+    found: Interval
+    realised: Interval
+
+
+class ScoreReport(Frozen):
+    """One score at one site, as histograms on the reply's bins, with what follows from them."""
+
+    members: tuple[float, ...]
+    non_members: tuple[float, ...]
+    member_mean: float | None
+    non_member_mean: float | None
+    rates: tuple[Rate, ...]
+
+
+class SiteReport(Frozen):
+    """What one site answered; `request` and `reply` are base64 of the signed messages."""
+
+    site: str
+    declared_patients: int
+    defaced: Defaced
+    pseudo_patients: bool
+    epsilon: float | None
+    members: float
+    non_members: float
+    edges: tuple[float, ...]
+    scores: dict[str, ScoreReport]
+    copies: dict[str, float]
+    request: str
+    reply: str
+
+
+class AuditReport(Frozen):
+    """The audit of one set of weights, worst site first."""
+
+    format: Literal["voxfed.audit.v1"] = "voxfed.audit.v1"
+    created: str
+    versions: dict[str, str]
+    study: str
+    family: str
+    plan: str
+    plan_digest: str
+    weights_digest: str
+    private: bool
+    epsilon: float | None
+    epsilon_limit: float
+    delta: float
+    counts: Literal["noised", "exact"]
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    sites: tuple[SiteReport, ...]
+    memberships: tuple[Membership, ...]
+    absent: dict[str, float | None]
+    covered: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    not_tested: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def from_text(cls, text: bytes, *, what: str = "the audit report") -> AuditReport:
+        """Read a report; raise VerificationError where it is not one."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as fault:
+            raise VerificationError(
+                f"{what} cannot be read", got=f"{fault.error_count()} wrong fields"
+            ) from None
+
+    @property
+    def text(self) -> bytes:
+        """The report as JSON."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What follows from plan and replies alone, without wording."""
+        facts = self.model_dump(
+            mode="json",
+            exclude={"created", "versions", "covered", "not_covered", "not_tested", "notes"},
+        )
+        for finding in facts["findings"]:
+            del finding["detail"], finding["smallest_leak"]
+        return facts
+
+    def answers(self, keys: Mapping[str, PublicKey]) -> list[Answer]:
+        """Return the sites' answers; raise VerificationError for a site whose key is not given."""
+        for site in self.sites:
+            if site.site not in keys:
+                raise VerificationError(
+                    f"the reply of {site.site} cannot be checked",
+                    got="no key",
+                    hint=f"ask {site.site} for its card and name it with --card",
+                )
+        return [
+            Answer(
+                site.site,
+                keys[site.site],
+                _bytes(site.request, site.site),
+                _bytes(site.reply, site.site),
+                site.declared_patients,
+                site.defaced,
+                site.pseudo_patients,
+            )
+            for site in self.sites
+        ]
+
+
+def build_report(
+    plan: StudyPlan,
+    answers: Sequence[Answer],
+    *,
+    weights_digest: str,
+    absent: Mapping[str, float | None],
+    versions: Mapping[str, str],
+) -> AuditReport:
+    """Checks every answer and returns the report on them.
+
+    Args:
+        plan: the study's plan.
+        answers: one of each site that answered.
+        weights_digest: SHA-256 of the weights that are to be released.
+        absent: sites that trained and did not answer, with the epsilon of their last signed update.
+        versions: software and its version.
+
+    Raises:
+        VerificationError: an answer is not signed by its site, or not about these weights, this
+            plan or this request.
+        WireError: an answer is garbled.
+    """
+    replies = {a.site: read_answer(a, plan, weights_digest) for a in answers}
+    memberships = _memberships(plan, replies)
+    worst = {m.site: m.corrected.low for m in reversed(memberships)}
+    ordered = sorted(answers, key=lambda a: (-worst.get(a.site, 0.0), a.site))
+    sites = tuple(_site(answer, replies[answer.site], plan) for answer in ordered)
+    epsilons = [site.epsilon for site in sites] + list(absent.values())
+    known = [epsilon for epsilon in epsilons if epsilon is not None]
+    verdict, findings = decide(_evidence(plan, sites, memberships, absent))
+    return AuditReport(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=dict(versions),
+        study=plan.name,
+        family=plan.family,
+        plan=plan.text.decode(),
+        plan_digest=plan.digest,
+        weights_digest=weights_digest,
+        private=plan.privacy.enabled,
+        epsilon=max(known) if known and len(known) == len(epsilons) else None,
+        epsilon_limit=plan.privacy.epsilon,
+        delta=plan.privacy.delta,
+        counts=plan.privacy.audit_counts,
+        verdict=verdict,
+        findings=tuple(findings),
+        sites=sites,
+        memberships=memberships,
+        absent=dict(sorted(absent.items())),
+        covered=covered(plan),
+        not_covered=not_covered(plan),
+        not_tested=not_tested(),
+        notes=notes([site.site for site in sites if site.pseudo_patients]),
+    )
+
+
+def _memberships(plan: StudyPlan, replies: Mapping[str, Audited]) -> tuple[Membership, ...]:
+    """Returns AUCs of every score, at each site and together, the highest lower bound first."""
+    scores = sorted({score for reply in replies.values() for score in reply.members})
+    level = 1 - (1 - LEVEL) / max(1, len(scores) * (len(replies) + 1))
+    limit = plan.release.auc_block
+    found = []
+    for score in scores:
+        sites = {
+            n: binned(r, score, plan) for n, r in sorted(replies.items()) if score in r.members
+        }
+        groups = {name: [scores] for name, scores in sites.items()}
+        groups[TOGETHER] = list(sites.values())
+        for name, group in groups.items():
+            together = auc(group[0]) if name != TOGETHER else stratified_auc(group)
+            corrected = stratified_auc(group, level=level)
+            leak = smallest_leak(group, limit, level=level)
+            found.append(Membership(name, score, together, corrected, leak))
+    return tuple(sorted(found, key=lambda m: -m.corrected.low))
+
+
+def _site(answer: Answer, reply: Audited, plan: StudyPlan) -> SiteReport:
+    scores = {name: _score(reply, name, plan) for name in sorted(reply.members)}
+    first = next(iter(scores))
+    return SiteReport(
+        site=answer.site,
+        declared_patients=answer.declared_patients,
+        defaced=answer.defaced,
+        pseudo_patients=answer.pseudo_patients,
+        epsilon=reply.epsilon,
+        members=sum(reply.members[first]),
+        non_members=sum(reply.non_members[first]),
+        edges=reply.edges,
+        scores=scores,
+        copies=reply.copies,
+        request=base64.b64encode(without_payload(answer.request)).decode(),
+        reply=base64.b64encode(answer.reply).decode(),
+    )
+
+
+def _score(reply: Audited, name: str, plan: StudyPlan) -> ScoreReport:
+    scores = binned(reply, name, plan)
+    rates = []
+    for rate in FALSE_POSITIVE_RATES:
+        pair = true_positive_rate(scores, rate)
+        if pair is not None:
+            rates.append(Rate(false_positive_rate=rate, found=pair[0], realised=pair[1]))
+    exact = scores.noise == 0
+    return ScoreReport(
+        members=reply.members[name],
+        non_members=reply.non_members[name],
+        member_mean=mean_of(reply.members[name], reply.edges) if exact else None,
+        non_member_mean=mean_of(reply.non_members[name], reply.edges) if exact else None,
+        rates=tuple(rates),
+    )
+
+
+def _evidence(
+    plan: StudyPlan,
+    sites: Sequence[SiteReport],
+    memberships: tuple[Membership, ...],
+    absent: Mapping[str, float | None],
+) -> Evidence:
+    return Evidence(
+        private=plan.privacy.enabled,
+        allowed_without_privacy=plan.release.allow_without_privacy,
+        epsilon_limit=plan.privacy.epsilon,
+        auc_block=plan.release.auc_block,
+        auc_half_width=plan.release.auc_half_width,
+        sites=tuple(
+            SiteEvidence(s.site, s.epsilon, _copied(s.copies), s.pseudo_patients) for s in sites
+        ),
+        memberships=memberships,
+        absent=absent,
+    )
+
+
+def _copied(copies: Mapping[str, float]) -> Copied | None:
+    names = ("samples", "compared", "memorised_members", "memorised_non_members")
+    strict = ("strict_memorised_members", "strict_memorised_non_members")
+    if not all(name in copies for name in (*names, *strict)):
+        return None
+    return Copied(*(round(copies[name]) for name in (*names, *strict)))
+
+
+def _bytes(text: str, site: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise VerificationError(f"the reply of {site} is garbled") from None

@@ -1,0 +1,191 @@
+"""Verification: what whoever holds the public keys can establish about a release bundle, offline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..study.errors import PlanError, VerificationError
+from ..study.files import digest
+from ..study.identity import PublicKey
+from ..study.plan import StudyPlan
+from .audit.report import AuditReport, build_report
+from .bundle import (
+    CONTENT,
+    DECISIONS,
+    RELEASE_TYPE,
+    REPORT,
+    SUFFIX,
+    WEIGHTS,
+    bundle_digest,
+    check_same,
+    claims_of,
+    content_of,
+    decision_of,
+)
+from .decision import ATTESTATION, open_statement
+from .release import Verdict
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` established.
+
+    Attributes:
+        study: the study's name.
+        verdict: PASS or WARN.
+        weights_digest: SHA-256 of the weights.
+        digest: SHA-256 of the attestation, which stands for the whole release.
+        epsilon: the most that any site spent, or None without privacy.
+        delta: the plan's delta.
+        approvals: each officer who approved, with the reason given.
+        sites: the hospitals whose signed replies were checked.
+    """
+
+    study: str
+    verdict: Verdict
+    weights_digest: str
+    digest: str
+    epsilon: float | None
+    delta: float
+    approvals: dict[str, str]
+    sites: tuple[str, ...]
+
+
+def verify(
+    bundle: Path,
+    *,
+    coordinator: PublicKey,
+    officers: Mapping[str, PublicKey],
+    sites: Mapping[str, PublicKey],
+) -> Verification:
+    """Checks a bundle with nothing but the public keys.
+
+    In this order: the files that there are; the coordinator's signature; each file's digest; each
+    hospital's signed reply; the report and its verdict, built again from the replies; the
+    officers' signed decisions and their number. The page and the card are compared with nothing
+    but their digests.
+
+    Raises:
+        VerificationError: naming the first thing that is wrong.
+    """
+    names = _names(bundle)
+    envelope = content_of(bundle / ATTESTATION)
+    subjects, claims = open_statement(envelope, coordinator, RELEASE_TYPE, what=ATTESTATION)
+    check_same("the list of files", sorted(subjects), sorted(CONTENT))
+    for name in CONTENT:
+        found = digest(bundle / name)
+        if found != subjects[name]:
+            raise VerificationError(
+                f"{name} was changed",
+                got=f"sha256 {found}",
+                expected=subjects[name],
+                hint="do not use this bundle; ask the coordinator for it again",
+            )
+    report = AuditReport.from_text(content_of(bundle / REPORT), what=REPORT)
+    check_same("the report's weights", report.weights_digest, subjects[WEIGHTS])
+    plan = _plan(report)
+    rebuilt = build_report(
+        plan,
+        report.answers(sites),
+        weights_digest=subjects[WEIGHTS],
+        absent=report.absent,
+        versions=report.versions,
+    )
+    _check_alike(report.facts, rebuilt.facts, REPORT)
+    for name, claim in claims_of(rebuilt).items():
+        _check_alike(claims.get(name), claim, f"{ATTESTATION}: {name}")
+    if rebuilt.verdict is Verdict.BLOCK:
+        raise VerificationError(
+            f"the audit blocks this release: {rebuilt.findings[0].detail}",
+            hint="do not use these weights",
+        )
+    return Verification(
+        study=report.study,
+        verdict=rebuilt.verdict,
+        weights_digest=subjects[WEIGHTS],
+        digest=digest(bundle / ATTESTATION),
+        epsilon=rebuilt.epsilon,
+        delta=rebuilt.delta,
+        approvals=_approvals(bundle, names, officers, plan.release.officers),
+        sites=tuple(site.site for site in rebuilt.sites),
+    )
+
+
+def _names(bundle: Path) -> list[str]:
+    """Returns the officers who decided, after checking that every file belongs here."""
+    bundle_digest(bundle)
+    expected = {*CONTENT, ATTESTATION}
+    officers = []
+    for path in sorted(bundle.rglob("*")):
+        name = path.relative_to(bundle).as_posix()
+        if path.is_symlink():
+            raise VerificationError(f"{name} is a link", expected="a file")
+        if name == DECISIONS and path.is_dir():
+            continue
+        if path.parent.name == DECISIONS and path.parent.parent == bundle and path.is_file():
+            officers.append(path.name.removesuffix(SUFFIX))
+        elif name not in expected or not path.is_file():
+            raise VerificationError(f"{name} does not belong in a bundle", hint="remove it")
+    for name in CONTENT:
+        if not (bundle / name).is_file():
+            raise VerificationError(f"{name} is missing from the bundle")
+    return officers
+
+
+def _approvals(
+    bundle: Path, names: list[str], officers: Mapping[str, PublicKey], needed: int
+) -> dict[str, str]:
+    approved: dict[str, str] = {}
+    keys = set()
+    for name in names:
+        path = bundle / DECISIONS / f"{name}{SUFFIX}"
+        if name not in officers or not path.is_file():
+            raise VerificationError(
+                f"{DECISIONS} holds the word of an unknown officer",
+                got=name,
+                expected=", ".join(officers) or "an officer's card",
+                hint="name the officer's card with --card",
+            )
+        decision = decision_of(bundle, content_of(path), name, officers[name])
+        if decision.decision == "reject":
+            raise VerificationError(f"{name} rejected this release: {decision.reason}")
+        approved[name] = decision.reason
+        keys.add(officers[name])
+    if len(keys) < needed:
+        raise VerificationError(
+            "too few officers approved",
+            got=len(keys),
+            expected=needed,
+            hint="ask an officer for `voxfed release approve` and add the signature",
+        )
+    return approved
+
+
+def _plan(report: AuditReport) -> StudyPlan:
+    try:
+        return StudyPlan.from_text(report.plan.encode(), file="the plan in audit.json")
+    except PlanError as fault:
+        raise VerificationError(fault.message) from None
+
+
+def _check_alike(got: Any, expected: Any, where: str) -> None:
+    """Compares two documents; numbers may differ by the rounding of another machine."""
+    if isinstance(got, dict) and isinstance(expected, dict) and got.keys() == expected.keys():
+        for key in got:
+            _check_alike(got[key], expected[key], f"{where}: {key}")
+    elif isinstance(got, list) and isinstance(expected, list) and len(got) == len(expected):
+        for i, (one, other) in enumerate(zip(got, expected, strict=True)):
+            _check_alike(one, other, f"{where}: {i}")
+    elif isinstance(got, float) and isinstance(expected, float):
+        if not math.isclose(got, expected, rel_tol=1e-9, abs_tol=1e-9):
+            raise VerificationError(f"{where} does not follow", got=got, expected=expected)
+    elif got != expected:
+        raise VerificationError(
+            f"{where} does not follow from the signed replies",
+            got=str(got)[:80],
+            expected=str(expected)[:80],
+        )

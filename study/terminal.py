@@ -1,0 +1,65 @@
+"""What a person sees: tables, progress bars, errors; and one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .errors import VoxfedError
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red", "BLOCK": "bold white on red"}
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; verdicts come in colour."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_coloured(str(cell)) for cell in row))
+    console.print(table)
+
+
+def show_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    print(json.dumps(document, indent=1, default=str))
+
+
+def show_error(fault: VoxfedError) -> None:
+    """Print `voxfed: error: …` and `voxfed: hint: …` on standard error."""
+    errors.print(f"voxfed: error: {fault.message}", style="red", markup=False)
+    if fault.hint:
+        errors.print(f"voxfed: hint: {fault.hint}", markup=False)
+
+
+@contextmanager
+def progress(title: str, *, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while a long work runs; the yielded function takes what is done and the total."""
+    shown = not hidden and sys.stderr.isatty()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not shown,
+    )
+    with bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _coloured(text: str) -> str:
+    from rich.markup import escape
+
+    colour = COLOURS.get(text)
+    return f"[{colour}]{text}[/]" if colour else escape(text)

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 site_app = typer.Typer(no_args_is_help=True, help="What the site operator of a hospital does.")
 
-Folder = Annotated[
-    Path, typer.Option("--folder", envvar="VOXFED_SITE", help="The site's folder.")
-]
+Folder = Annotated[Path, typer.Option("--folder", envvar="VOXFED_SITE", help="The site's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 RoleOption = Annotated[
     str, typer.Option("--role", help="worker or courier; both where it is left out.")
@@ -123,8 +121,9 @@ def _show_checks(files: list[dict[str, str]], rows: list[dict[str, str]]) -> Non
 
 @site_app.command()
 def approve(
-    study: Annotated[str, typer.Argument(help="The study; left out, pending plans are listed.")]
-    = "",
+    study: Annotated[
+        str, typer.Argument(help="The study; left out, pending plans are listed.")
+    ] = "",
     folder: Folder = HERE,
     audit: Annotated[bool, typer.Option("--audit", help="Allow the audit it asks for.")] = False,
     as_json: AsJson = False,
@@ -245,7 +244,14 @@ def ledger(folder: Folder = HERE, as_json: AsJson = False) -> None:
         "studies (epsilon by privacy loss distributions)",
         ("study", "rounds", "spent", "left", "delta", "closed"),
         [
-            (s["study"], s["rounds"], f"{s['spent']:.4f}", f"{s['left']:.4f}", s["delta"], s["closed"])
+            (
+                s["study"],
+                s["rounds"],
+                f"{s['spent']:.4f}",
+                f"{s['left']:.4f}",
+                s["delta"],
+                s["closed"],
+            )
             for s in document["studies"]
         ],
     )
@@ -302,5 +308,3 @@ def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "running" if value else "not running"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-

@@ -42,6 +42,9 @@ class SiteSettings(Table):
     defaced: Literal["yes", "no", "not-head"] = Field(
         "no", description='"yes", "no" or "not-head": are faces removed from the scans?'
     )
+    pseudo_patients: bool = Field(
+        False, description="true where volumes stand as patients, so that no claim holds for people"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto", "cpu" or "cuda"')
     limits: Limits = Field(default_factory=Limits, description="a [limits] table")
 

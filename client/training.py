@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class Trainer:
                 parameter.grad = part.to(parameter)
             optimiser.step()
 
-    def _optimiser(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         rate = self.plan.optimiser.learning_rate
         if self.plan.optimiser.name == "adam":
             return torch.optim.Adam(parameters, lr=rate)

@@ -99,6 +99,7 @@ class Worker:
             reason=approval.reason,
             declared_patients=approval.declared,
             defaced=self._site.settings.defaced,
+            pseudo_patients=self._site.settings.pseudo_patients,
         )
 
     def _train(

@@ -100,7 +100,7 @@ def read_report(bundle: Path) -> AuditReport:
     return AuditReport.from_text(content_of(bundle / REPORT))
 
 
-def adddecision_of(bundle: Path, envelope: bytes, officers: Mapping[str, PublicKey]) -> Decision:
+def add_decision(bundle: Path, envelope: bytes, officers: Mapping[str, PublicKey]) -> Decision:
     """Puts an officer's detached decision into the bundle and returns it.
 
     Raises:

@@ -1,7 +1,9 @@
-"""Verification: what whoever holds the public keys can establish about a release bundle, offline."""
+"""Verification: what the public keys alone establish about a release bundle, offline."""
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from .bundle import (
     claims_of,
     content_of,
     decision_of,
+    read_report,
 )
 from .decision import ATTESTATION, open_statement
 from .release import Verdict
@@ -64,17 +67,76 @@ def verify(
 ) -> Verification:
     """Checks a bundle with nothing but the public keys.
 
-    In this order: the files that there are; the coordinator's signature; each file's digest; each
-    hospital's signed reply; the report and its verdict, built again from the replies; the
-    officers' signed decisions and their number. The page and the card are compared with nothing
-    but their digests.
+    In this order: all that `examine` does; the verdict; the officers' signed decisions and their
+    number. The page and the model card are compared with nothing but their digests.
 
     Raises:
         VerificationError: naming the first thing that is wrong.
     """
-    names = _names(bundle)
+    report = examine(bundle, coordinator=coordinator, sites=sites)
+    if report.verdict is Verdict.BLOCK:
+        raise VerificationError(
+            f"the audit blocks this release: {report.findings[0].detail}",
+            hint="do not use these weights",
+        )
+    needed = _plan(report).release.officers
+    return Verification(
+        study=report.study,
+        verdict=report.verdict,
+        weights_digest=report.weights_digest,
+        digest=bundle_digest(bundle),
+        epsilon=report.epsilon,
+        delta=report.delta,
+        approvals=_approvals(bundle, officers, needed),
+        sites=tuple(site.site for site in report.sites),
+    )
+
+
+def examine(bundle: Path, *, coordinator: PublicKey, sites: Mapping[str, PublicKey]) -> AuditReport:
+    """Checks all that stands before the officers' decisions, and returns the report.
+
+    In this order: the files that there are; the coordinator's signature; each file's digest; each
+    hospital's signed reply; report and verdict, built again from plan and replies.
+
+    Raises:
+        VerificationError: naming the first thing that is wrong.
+    """
+    _check_names(bundle)
     envelope = content_of(bundle / ATTESTATION)
     subjects, claims = open_statement(envelope, coordinator, RELEASE_TYPE, what=ATTESTATION)
+    _check_digests(bundle, subjects)
+    report = AuditReport.from_text(content_of(bundle / REPORT), what=REPORT)
+    check_same("the report's weights", report.weights_digest, subjects[WEIGHTS])
+    rebuilt = build_report(
+        _plan(report),
+        report.answers(sites),
+        weights_digest=subjects[WEIGHTS],
+        absent=report.absent,
+        versions=report.versions,
+    )
+    _check_alike(report.facts, rebuilt.facts, REPORT)
+    for name, claim in claims_of(rebuilt).items():
+        _check_alike(claims.get(name), claim, f"{ATTESTATION}: {name}")
+    return report
+
+
+def check_whole(bundle: Path) -> AuditReport:
+    """Checks only that the files are those the attestation lists, whoever signed it.
+
+    Raises:
+        VerificationError: naming the first file that is not.
+    """
+    _check_names(bundle)
+    try:
+        payload = base64.b64decode(json.loads(content_of(bundle / ATTESTATION))["payload"])
+        subjects = {s["name"]: s["digest"]["sha256"] for s in json.loads(payload)["subject"]}
+    except (ValueError, KeyError, TypeError):
+        raise VerificationError(f"{ATTESTATION} is not a signed statement") from None
+    _check_digests(bundle, subjects)
+    return read_report(bundle)
+
+
+def _check_digests(bundle: Path, subjects: Mapping[str, str]) -> None:
     check_same("the list of files", sorted(subjects), sorted(CONTENT))
     for name in CONTENT:
         found = digest(bundle / name)
@@ -85,65 +147,31 @@ def verify(
                 expected=subjects[name],
                 hint="do not use this bundle; ask the coordinator for it again",
             )
-    report = AuditReport.from_text(content_of(bundle / REPORT), what=REPORT)
-    check_same("the report's weights", report.weights_digest, subjects[WEIGHTS])
-    plan = _plan(report)
-    rebuilt = build_report(
-        plan,
-        report.answers(sites),
-        weights_digest=subjects[WEIGHTS],
-        absent=report.absent,
-        versions=report.versions,
-    )
-    _check_alike(report.facts, rebuilt.facts, REPORT)
-    for name, claim in claims_of(rebuilt).items():
-        _check_alike(claims.get(name), claim, f"{ATTESTATION}: {name}")
-    if rebuilt.verdict is Verdict.BLOCK:
-        raise VerificationError(
-            f"the audit blocks this release: {rebuilt.findings[0].detail}",
-            hint="do not use these weights",
-        )
-    return Verification(
-        study=report.study,
-        verdict=rebuilt.verdict,
-        weights_digest=subjects[WEIGHTS],
-        digest=digest(bundle / ATTESTATION),
-        epsilon=rebuilt.epsilon,
-        delta=rebuilt.delta,
-        approvals=_approvals(bundle, names, officers, plan.release.officers),
-        sites=tuple(site.site for site in rebuilt.sites),
-    )
 
 
-def _names(bundle: Path) -> list[str]:
-    """Returns the officers who decided, after checking that every file belongs here."""
+def _check_names(bundle: Path) -> None:
+    """Checks that every file belongs in a bundle and that none is missing."""
     bundle_digest(bundle)
-    expected = {*CONTENT, ATTESTATION}
-    officers = []
     for path in sorted(bundle.rglob("*")):
         name = path.relative_to(bundle).as_posix()
+        decision = name.startswith(f"{DECISIONS}/") and name.endswith(SUFFIX)
         if path.is_symlink():
             raise VerificationError(f"{name} is a link", expected="a file")
-        if name == DECISIONS and path.is_dir():
+        if path.is_dir() and name == DECISIONS:
             continue
-        if path.parent.name == DECISIONS and path.parent.parent == bundle and path.is_file():
-            officers.append(path.name.removesuffix(SUFFIX))
-        elif name not in expected or not path.is_file():
+        if not path.is_file() or not (decision or name in (*CONTENT, ATTESTATION)):
             raise VerificationError(f"{name} does not belong in a bundle", hint="remove it")
     for name in CONTENT:
         if not (bundle / name).is_file():
             raise VerificationError(f"{name} is missing from the bundle")
-    return officers
 
 
-def _approvals(
-    bundle: Path, names: list[str], officers: Mapping[str, PublicKey], needed: int
-) -> dict[str, str]:
+def _approvals(bundle: Path, officers: Mapping[str, PublicKey], needed: int) -> dict[str, str]:
     approved: dict[str, str] = {}
     keys = set()
-    for name in names:
-        path = bundle / DECISIONS / f"{name}{SUFFIX}"
-        if name not in officers or not path.is_file():
+    for path in sorted((bundle / DECISIONS).glob("*")):
+        name = path.name.removesuffix(SUFFIX)
+        if name not in officers:
             raise VerificationError(
                 f"{DECISIONS} holds the word of an unknown officer",
                 got=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..study import messages
@@ -21,6 +22,15 @@ PAUSE = 1.0
 
 WAITING = frozenset({RefusalCode.PENDING, RefusalCode.AUDIT_NOT_APPROVED})
 Request = Callable[[str], messages.Request]
+
+
+@dataclass(frozen=True)
+class Charged:
+    """A site's charged reply: its header, its payload, and the very bytes that it committed."""
+
+    header: Any
+    payload: bytes
+    committed: bytes
 
 
 class Rounds:
@@ -62,6 +72,8 @@ class Rounds:
         Raises:
             Refusal: no site answered before the deadline.
         """
+        from ..privacy.audit.answer import without_payload
+
         last = self._store.latest(self._coordinator.key.public)
         weights, lineage = last.weights, last.envelope.decode()
         sites = [
@@ -80,22 +92,25 @@ class Rounds:
                 echo=self._coordinator.head(site),
             )
 
-        folder = self._store.folder / "audits" / f"{len(self._store.audits()) + 1:03d}"
         answered: dict[str, bytes] = {}
         refused: dict[str, str] = {}
         self._show("audit", waiting=sites)
         for site, reply in self._ask(sites, request, weights, deadline, refused):
-            self._receipt(site, reply, messages.Audited)
-            answered[site] = reply
+            opened_reply = self._receipt(site, reply, messages.Audited)
+            if opened_reply is None:
+                refused[site] = "unreadable"
+                continue
+            answered[site] = opened_reply.committed
             self._show("audit", waiting=[s for s in sites if s not in answered])
         if not answered:
             raise Refusal(
                 "no site answered the audit", got=refused or "silence", hint="see server status"
             )
-        from ..study.files import write
-
-        for site, reply in answered.items():
-            write(folder / f"{site}.msg", reply)
+        # Signatures are deterministic, and the digest of a request leaves out the echo.
+        requests = {s: without_payload(self._signed(request(s), weights)) for s in answered}
+        folder = self._store.keep_audit(
+            requests, answered, facts={"weights": hash_of(weights), "refused": refused}
+        )
         self._coordinator.journal.append(
             "audited", study=self._plan.name, weights=hash_of(weights), sites=sorted(answered)
         )
@@ -125,6 +140,8 @@ class Rounds:
                 if decision is not None and decision.plan_digest == plan.digest:
                     decisions[site] = decision.model_dump(mode="json")
             self._store.keep_decisions(decisions)
+            if len(self._store.rounds()) > 1:
+                break  # a study that goes on does not wait for who has not decided yet
             time.sleep(PAUSE)
         approved = [s for s, facts in decisions.items() if facts["decision"] == "approved"]
         if len(approved) < plan.aggregation.quorum:
@@ -163,16 +180,16 @@ class Rounds:
             if opened is None:
                 refused[site] = "unreadable"
                 continue
-            update, payload, digest = opened
+            update = opened.header
             if (update.study, update.round, update.stage) != (self._plan.name, number, stage):
                 refused[site] = "another-round"
                 continue
             try:
-                facts["norm"][site] = mean.add(payload, sites[site])
+                facts["norm"][site] = mean.add(opened.payload, sites[site])
             except (WireError, VerificationError) as fault:
                 refused[site] = fault.message
                 continue
-            replies[site] = digest
+            replies[site] = hash_of(opened.committed)
             facts["epsilon"][site] = update.epsilon
             facts["loss"][site] = update.metrics.get("loss")
             waiting = sorted(set(sites) - set(replies) - set(refused))
@@ -256,7 +273,7 @@ class Rounds:
         refusal = self._opened(site, reply, messages.Refused)
         return refusal.code if refusal is not None else None
 
-    def _receipt(self, site: str, reply: bytes, kind: type[Any]) -> tuple[Any, bytes, str] | None:
+    def _receipt(self, site: str, reply: bytes, kind: type[Any]) -> Charged | None:
         """Open a receipt and the committed reply in it; keep the ledger's head for the echo."""
         key = self._sites[site].key
         try:
@@ -270,7 +287,7 @@ class Rounds:
         if not isinstance(header, kind):
             return None
         self._coordinator.keep_head(site, receipt.head)
-        return header, payload, hash_of(committed)
+        return Charged(header, payload, committed)
 
     def _opened(self, site: str, reply: bytes, kind: type[Any]) -> Any:
         return opened(reply, self._sites[site].key, kind)

@@ -114,6 +114,21 @@ class Store:
         """Write what each site answered to the plan."""
         write(self.folder / "decisions.json", canonical(decisions))
 
+    def keep_audit(
+        self, requests: dict[str, bytes], replies: dict[str, bytes], facts: dict[str, Any]
+    ) -> Path:
+        """Write the signed requests and replies of one audit into a new folder, and return it."""
+        parent = self.folder / "audits"
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".audit-"))
+        for site, reply in replies.items():
+            write(temporary / f"{site}.request", requests[site])
+            write(temporary / f"{site}.reply", reply)
+        write(temporary / "facts.json", canonical(facts))
+        target = parent / f"{len(list(parent.glob('[0-9]*'))) + 1:03d}"
+        temporary.rename(target)
+        return target
+
     def audits(self) -> list[Path]:
         """Return the folders of finished audits, oldest first."""
         return sorted(p.parent for p in (self.folder / "audits").glob("*/audit.json"))

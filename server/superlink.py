@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..study.errors import ProcessError
@@ -17,6 +19,7 @@ from .gate import TOKEN_VARIABLE
 
 EXECUTOR_POLL_SECONDS = 0.05
 START_SECONDS = 60.0
+RESTART_SECONDS = 1.0
 FOLDER_VARIABLE = "VOXFED_COORDINATOR_FOLDER"
 
 
@@ -89,6 +92,51 @@ def start_superlink(
     link = SuperLink(process, port, log)
     _wait_until_up(link)
     return link
+
+
+def keep_running(
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    health_port: int | None,
+    node_keys: Callable[[], Mapping[str, bytes]],
+) -> None:
+    """Run the SuperLink until SIGTERM or SIGINT, with every enrolled site registered.
+
+    Raises:
+        ProcessError: the port is in use.
+        VerificationError: the certificate is expired or foreign.
+    """
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.is_set():
+        link = start_superlink(folder, host=host, port=port, health_port=health_port)
+        try:
+            register_sites(folder, port, node_keys())
+            while not stopped.wait(0.5) and link.process.poll() is None:
+                pass
+        finally:
+            link.stop()
+        stopped.wait(RESTART_SECONDS)
+
+
+def register_sites(folder: Path, port: int, node_keys: Mapping[str, bytes]) -> None:
+    """Register every enrolled node that the SuperLink does not know; do nothing if it is down.
+
+    It is asked again at each start, so that an enrolment made before counts too.
+    """
+    from .control import Control
+
+    control = Control(folder, port)
+    try:
+        known = {node.name for node in control.nodes()}
+    except ProcessError:
+        return
+    for name, key in node_keys.items():
+        if name not in known:
+            control.enrol(name, key)
 
 
 def control_token(folder: Path) -> str:

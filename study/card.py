@@ -28,7 +28,9 @@ class Card:
         try:
             role, name, key = facts["role"], facts["name"], str(facts["key"])
         except (KeyError, TypeError):
-            raise UsageError(f"{what} is not a card", expected="JSON with role, name, key") from None
+            raise UsageError(
+                f"{what} is not a card", expected="JSON with role, name, key"
+            ) from None
         if role not in get_args(Role) or not isinstance(name, str):
             raise UsageError(
                 f"{what} has another role", got=role, expected=" or ".join(get_args(Role))

@@ -130,6 +130,7 @@ class Decision(Header):
     reason: str = Field("", max_length=500)
     declared_patients: int = Field(0, ge=0)
     defaced: Literal["yes", "no", "not-head"] = "no"
+    pseudo_patients: bool = False
 
 
 class Update(Header):

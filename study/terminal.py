@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +17,13 @@ from .errors import VoxfedError
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red", "BLOCK": "bold white on red"}
+
+
+class Bar(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, title: str = "") -> None:
+        """Show `done` of `total`, and another title where one is given."""
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -42,8 +49,8 @@ def show_error(fault: VoxfedError) -> None:
 
 
 @contextmanager
-def progress(title: str, *, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while a long work runs; the yielded function takes what is done and the total."""
+def progress(title: str, *, hidden: bool = False) -> Iterator[Bar]:
+    """Show a bar while a long work runs; the yielded function moves it."""
     shown = not hidden and sys.stderr.isatty()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -55,7 +62,13 @@ def progress(title: str, *, hidden: bool = False) -> Iterator[Callable[[int, int
     )
     with bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def move(done: int, total: int, title: str = "") -> None:
+            bar.update(task, completed=done, total=total)
+            if title:
+                bar.update(task, description=title)
+
+        yield move
 
 
 def _coloured(text: str) -> str:

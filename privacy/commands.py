@@ -1,0 +1,253 @@
+"""The privacy officer's commands: `officer init`, `audit show`, `release approve|reject|verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..study.card import Card
+from ..study.errors import UsageError
+from ..study.files import digest, write
+from ..study.identity import PublicKey, SigningKey
+from ..study.plan import safe_name
+
+if TYPE_CHECKING:
+    from .audit.report import AuditReport
+
+officer = typer.Typer(help="The privacy officer's own key, on the officer's own machine.")
+audit = typer.Typer(help="What an attacker could learn from the weights.")
+release = typer.Typer(help="Whether the weights may leave.")
+
+PASSPHRASE = "VOXFED_PASSPHRASE"  # noqa: S105, a variable's name
+COLOURS = {"PASS": "green", "WARN": "yellow", "BLOCK": "red"}
+
+Bundle = Annotated[Path, typer.Argument(help="The folder of the release bundle.")]
+Folder = Annotated[Path, typer.Option(help="The officer's folder.")]
+Cards = Annotated[
+    list[Path], typer.Option("--card", help="A card: coordinator, hospital or officer. Repeat it.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The file for the signed decision.")]
+Reason = Annotated[str, typer.Option(help="Why, in your words; it is kept for good.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@officer.callback()
+def _officer() -> None:
+    """The privacy officer's own key, on the officer's own machine."""
+
+
+@officer.command("init")
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="Your name: lower-case letters, digits, hyphens.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a passphrase-protected key, and a card to hand to the coordinator."""
+    name = safe_name(name, what="the officer's name")
+    if _key_file(folder).exists():
+        raise UsageError(f"{folder} holds a key already", hint="choose another folder")
+    key = SigningKey.create(_key_file(folder), _passphrase(new=True))
+    Card("officer", name, key.public).write(_card_file(folder))
+    facts = {"officer": name, "key": key.public.identifier, "card": str(_card_file(folder))}
+    if as_json:
+        _print_json(facts)
+        return
+    console = Console()
+    console.print(f"officer [bold]{name}[/], key [bold]{key.public.identifier}[/]")
+    console.print(f"give {facts['card']} to the coordinator and compare the key by telephone")
+
+
+@audit.command("show")
+def show(bundle: Bundle, as_json: AsJson = False) -> None:
+    """Show what the audit of a bundle found; the files' digests are checked, no signature is."""
+    from .verification import check_whole
+
+    report = check_whole(bundle)
+    if as_json:
+        _print_json(
+            report.model_dump(mode="json", exclude={"sites": {"__all__": {"request", "reply"}}})
+        )
+        return
+    _print_report(report)
+
+
+@release.command("approve")
+def approve(
+    bundle: Bundle,
+    folder: Folder,
+    output: Output,
+    reason: Reason = "",
+    card: Cards = [],  # noqa: B006, typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Sign that a release may leave; a BLOCK cannot be approved, a WARN needs a reason."""
+    _decide("approve", bundle, folder, output, reason, card, as_json=as_json)
+
+
+@release.command("reject")
+def reject(
+    bundle: Bundle,
+    folder: Folder,
+    output: Output,
+    reason: Reason,
+    card: Cards = [],  # noqa: B006, typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Sign that a release must not leave."""
+    _decide("reject", bundle, folder, output, reason, card, as_json=as_json)
+
+
+@release.command("verify")
+def verify(bundle: Bundle, card: Cards, as_json: AsJson = False) -> None:
+    """Check a bundle offline against the cards; the first thing that is wrong is named."""
+    from .verification import verify as verify_bundle
+
+    coordinator, officers, sites = _keys(card)
+    found = verify_bundle(bundle, coordinator=coordinator, officers=officers, sites=sites)
+    if as_json:
+        _print_json({"verified": True, **dataclasses.asdict(found)})
+        return
+    console = Console()
+    colour = COLOURS[found.verdict]
+    console.print(f"[bold {colour}]verified: {found.verdict.value}[/] study {found.study}")
+    console.print(f"replies checked of {', '.join(found.sites) or 'no site'}")
+    for name, reason in found.approvals.items():
+        console.print(f"approved by {name}: {reason or 'no reason needed'}", markup=False)
+    console.print(f"weights sha256 {found.weights_digest}", soft_wrap=True)
+
+
+def _decide(
+    decision: Literal["approve", "reject"],
+    bundle: Path,
+    folder: Path,
+    output: Path,
+    reason: str,
+    cards: Sequence[Path],
+    *,
+    as_json: bool,
+) -> None:
+    from .bundle import bundle_digest
+    from .decision import sign_decision
+    from .verification import check_whole, examine
+
+    if output.exists():
+        raise UsageError(f"{output} exists already", hint="a decision is never overwritten")
+    if cards:
+        coordinator, _, sites = _keys(cards)
+        report = examine(bundle, coordinator=coordinator, sites=sites)
+    else:
+        report = check_whole(bundle)
+    name = Card.read(_card_file(folder)).name
+    key = SigningKey.read(_key_file(folder), _passphrase(new=False))
+    envelope = sign_decision(
+        bundle_digest(bundle),
+        report.findings,
+        officer=name,
+        decision=decision,
+        reason=reason,
+        key=key,
+    )
+    write(output, envelope)
+    facts = {
+        "decision": decision,
+        "officer": name,
+        "study": report.study,
+        "verdict": report.verdict.value,
+        "signatures_checked": bool(cards),
+        "file": str(output),
+        "sha256": digest(output),
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    console = Console()
+    console.print(f"{name} signed: {decision} {report.study} ({report.verdict.value})")
+    if not cards:
+        console.print("no signature was checked: name the cards with --card to check them")
+    console.print(f"send {output} to the coordinator, who adds it to the bundle")
+
+
+def _keys(
+    paths: Sequence[Path],
+) -> tuple[PublicKey, dict[str, PublicKey], dict[str, PublicKey]]:
+    """Returns the coordinator's key, and those of officers and sites by name."""
+    keys: dict[str, dict[str, PublicKey]] = {"coordinator": {}, "officer": {}, "site": {}}
+    for path in paths:
+        card = Card.read(path)
+        known = keys[card.role].setdefault(card.name, card.key)
+        if known != card.key:
+            raise UsageError(f"two cards name the {card.role} {card.name} with different keys")
+    if len(keys["coordinator"]) != 1:
+        raise UsageError(
+            "the coordinator's card is needed",
+            got=f"{len(keys['coordinator'])} of them",
+            expected="one --card of a coordinator",
+        )
+    return next(iter(keys["coordinator"].values())), keys["officer"], keys["site"]
+
+
+def _print_report(report: AuditReport) -> None:
+    console = Console()
+    colour = COLOURS[report.verdict]
+    console.print(f"[bold white on {colour}] {report.verdict.value} [/] study {report.study}")
+    if report.private and report.epsilon is not None:
+        console.print(
+            f"accounted upper bound (proof): epsilon {report.epsilon:.4g} of "
+            f"{report.epsilon_limit:g} at delta {report.delta:g}"
+        )
+    else:
+        console.print("[bold red]trained without privacy: nothing bounds the leak[/]")
+    rules = Table("verdict", "rule", "finding", title="rules", show_lines=True)
+    for finding in report.findings:
+        shade = COLOURS[finding.verdict]
+        rules.add_row(f"[{shade}]{finding.verdict.value}[/]", finding.rule, finding.detail)
+    console.print(rules)
+    sites = Table(
+        "hospital", "members", "held out", "AUC (95 %)", "epsilon", title="hospitals, worst first"
+    )
+    aucs = {membership.site: membership.auc for membership in reversed(report.memberships)}
+    for site in report.sites:
+        found = aucs[site.site]
+        sites.add_row(
+            site.site,
+            f"{site.members:.0f}",
+            f"{site.non_members:.0f}",
+            f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})",
+            "none" if site.epsilon is None else f"{site.epsilon:.4g}",
+        )
+    console.print(sites)
+    for finding in report.findings:
+        if finding.smallest_leak:
+            console.print(f"smallest leak seen by '{finding.rule}': {finding.smallest_leak}")
+    for line in report.notes:
+        console.print(line)
+    console.print("signatures are not checked here: run `voxfed release verify` with the cards")
+
+
+def _passphrase(*, new: bool) -> str:
+    text = os.environ.get(PASSPHRASE)
+    if text is None:
+        text = str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=new, err=True))
+    if not text:
+        raise UsageError("the passphrase is empty", hint=f"type one, or set {PASSPHRASE}")
+    return text
+
+
+def _key_file(folder: Path) -> Path:
+    return folder / "keys" / "officer.pem"
+
+
+def _card_file(folder: Path) -> Path:
+    return folder / "officer.card.json"
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    typer.echo(json.dumps(document, indent=1))

@@ -1,0 +1,146 @@
+"""From an audit's signed replies to the report, and from the report to a bundle."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..privacy.audit.answer import Answer
+from ..privacy.audit.page import write_page
+from ..privacy.audit.report import AuditReport, build_report
+from ..privacy.bundle import build
+from ..privacy.model_card import model_card
+from ..study.errors import UsageError, VerificationError
+from ..study.files import write
+from ..study.messages import hash_of
+from .coordinator import Coordinator
+from .store import Round, Store
+
+LIBRARIES = ("torch", "monai", "flwr", "dp-accounting", "numpy")
+SHOWN = 6
+
+
+def report_audit(coordinator: Coordinator, store: Store, folder: Path) -> AuditReport:
+    """Build the report of the audit in `folder` and write audit.json and audit.html beside it.
+
+    Raises:
+        VerificationError: a reply is not signed by its site, or is about something else.
+    """
+    plan = store.plan
+    last = store.latest(coordinator.key.public)
+    decisions, sites = store.decisions(), coordinator.sites()
+    answers = []
+    for path in sorted(folder.glob("*.reply")):
+        facts = decisions[path.stem]
+        answers.append(
+            Answer(
+                path.stem,
+                sites[path.stem].key,
+                (folder / f"{path.stem}.request").read_bytes(),
+                path.read_bytes(),
+                int(facts["declared_patients"]),
+                facts["defaced"],
+                bool(facts["pseudo_patients"]),
+            )
+        )
+    answered = {answer.site for answer in answers}
+    report = build_report(
+        plan,
+        answers,
+        weights_digest=hash_of(last.weights),
+        absent={s: e for s, e in spent_by_site(store).items() if s not in answered},
+        versions=versions(),
+    )
+    write(folder / "audit.json", report.text)
+    write(folder / "audit.html", write_page(report, picture=_picture(store, last)).encode())
+    return report
+
+
+def build_release(coordinator: Coordinator, store: Store) -> Path:
+    """Build a bundle of the last round's weights and its last audit, and return its folder.
+
+    Raises:
+        UsageError: the weights were not audited.
+        VerificationError: the audit is about other weights.
+    """
+    audits = store.audits()
+    if not audits:
+        raise UsageError(
+            f"study {store.folder.name} has no audit", hint="voxfed audit run " + store.folder.name
+        )
+    report = AuditReport.from_text((audits[-1] / "audit.json").read_bytes())
+    last = store.latest(coordinator.key.public)
+    if report.weights_digest != hash_of(last.weights):
+        raise VerificationError(
+            "the last audit is about other weights", hint="audit the last round again"
+        )
+    plan = store.plan
+    releases = store.folder / "releases"
+    number = len(list(releases.glob("[0-9]*"))) + 1 if releases.exists() else 1
+    model = {
+        "family": plan.family,
+        "settings": plan.settings,
+        "shape": list(plan.volumes.shape),
+        "spacing": list(plan.volumes.spacing),
+        "trained": plan.trained,
+        "plan": plan.text.decode(),
+        "plan_digest": plan.digest,
+    }
+    bundle = build(
+        releases / f"{number:03d}",
+        weights=last.weights,
+        model=model,
+        report=report,
+        html=(audits[-1] / "audit.html").read_text(),
+        card=model_card(plan, report),
+        key=coordinator.key,
+        extra={
+            "round": hash_of(last.envelope),
+            "journal": coordinator.journal.head(),
+            "heads": {s: h.model_dump() for s in coordinator.sites() if (h := coordinator.head(s))},
+            "versions": versions(),
+        },
+    )
+    coordinator.journal.append("release built", study=plan.name, bundle=str(bundle.name))
+    return bundle
+
+
+def spent_by_site(store: Store) -> dict[str, float | None]:
+    """Return epsilon in each site's last signed update."""
+    spent: dict[str, float | None] = {}
+    for finished in store.rounds():
+        spent |= finished.facts.get("epsilon", {})
+    return spent
+
+
+def versions() -> dict[str, str]:
+    """Return the software that made a bundle."""
+    found = {name: version(name) for name in LIBRARIES}
+    return {"voxfed": __version__, "python": platform.python_version(), **found}
+
+
+def samples_of(store: Store, finished: Round, n: int, seed: int = 0) -> Any:
+    """Return n synthetic volumes (n, C, D, H, W) of a round's weights."""
+    import torch
+
+    from ..models.registry import build as build_family
+    from ..models.state import from_bytes, load_into
+    from ..models.trained import add_adapters
+
+    plan = store.plan
+    family = build_family(plan)
+    if plan.trained == "adapters":
+        add_adapters(family)
+    load_into(family, from_bytes(finished.weights))
+    family.eval()
+    with torch.no_grad():
+        return family.sample(n, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def _picture(store: Store, last: Round) -> bytes:
+    from ..models.pictures import contact_sheet_png
+
+    return contact_sheet_png([("synthetic volumes", samples_of(store, last, SHOWN))])

@@ -1,0 +1,148 @@
+"""An audited study of three hospitals, small enough to be built in each test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from voxfed.privacy.audit.answer import Answer
+from voxfed.privacy.audit.membership import EDGES, RECONSTRUCTION, histogram
+from voxfed.privacy.audit.report import AuditReport, build_report
+from voxfed.study.identity import SigningKey
+from voxfed.study.messages import Audited, AuditRequest, encode, request_digest
+from voxfed.study.plan import StudyPlan
+
+WEIGHTS = b"the weights, as they were audited"
+SITES = ("harbour", "north", "valley")
+PLAN = """
+name = "trunks"
+family = "vae"
+rounds = 8
+local_steps = 3
+expected_patients = 8
+[volumes]
+shape = [24, 24, 24]
+spacing = [6.0, 6.0, 6.0]
+[optimiser]
+learning_rate = 3e-4
+[privacy]
+enabled = {enabled}
+epsilon = 8.0
+delta = 1e-3
+audit_counts = "{counts}"
+[release]
+officers = {officers}
+auc_half_width = {half_width}
+allow_without_privacy = {allowed}
+"""
+
+
+def make_plan(
+    *,
+    enabled: str = "true",
+    counts: str = "exact",
+    officers: int = 1,
+    half_width: float = 0.08,
+    allowed: str = "false",
+) -> StudyPlan:
+    text = PLAN.format(
+        enabled=enabled, counts=counts, officers=officers, half_width=half_width, allowed=allowed
+    )
+    return StudyPlan.from_text(text.encode())
+
+
+def make_copies(members: int, non_members: int, compared: int = 10) -> dict[str, float]:
+    return {
+        "samples": 200.0,
+        "compared": float(compared),
+        "memorised_members": float(members),
+        "memorised_non_members": float(non_members),
+        "strict_memorised_members": 0.0,
+        "strict_memorised_non_members": 0.0,
+    }
+
+
+@dataclass
+class Scene:
+    """Keys of everybody, and how the sites answer.
+
+    Attributes:
+        patients: members and non-members at each site.
+        leak: how many standard deviations members' errors lie below those of non-members.
+    """
+
+    folder: Path
+    patients: int = 10
+    leak: float = 0.0
+    epsilon: float | None = 7.5
+    copies: Mapping[str, float] = field(default_factory=lambda: make_copies(1, 1))
+    absent: Mapping[str, float | None] = field(default_factory=dict)
+    pseudo: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = ("coordinator", "officer", "second", *SITES)
+        self.keys = {name: SigningKey.create(self.folder / f"{name}.pem") for name in names}
+
+    @property
+    def site_keys(self) -> dict[str, object]:
+        """The sites' public keys."""
+        return {site: self.keys[site].public for site in SITES}
+
+    def answer(self, site: str, plan: StudyPlan, **changes: object) -> Answer:
+        """A site's answer, with some of its reply changed."""
+        request = encode(
+            AuditRequest(
+                site=site, study=plan.name, plan_digest=plan.digest, lineage="{}", samples=200
+            ),
+            self.keys["coordinator"],
+            WEIGHTS,
+        )
+        generator = np.random.default_rng(SITES.index(site))
+        members = 0.1 * np.exp(0.2 * (generator.normal(size=self.patients) - self.leak))
+        non_members = 0.1 * np.exp(0.2 * generator.normal(size=self.patients))
+        facts = {
+            "study": plan.name,
+            "request_digest": request_digest(request),
+            "weights_digest": hashlib.sha256(WEIGHTS).hexdigest(),
+            "epsilon": self.epsilon,
+            "counts": plan.privacy.audit_counts,
+            "edges": EDGES,
+            "members": {RECONSTRUCTION: histogram(members, EDGES)},
+            "non_members": {RECONSTRUCTION: histogram(non_members, EDGES)},
+            "copies": dict(self.copies),
+        }
+        reply = encode(Audited(**{**facts, **changes}), self.keys[site])
+        return Answer(
+            site, self.keys[site].public, request, reply, 20, "not-head", site in self.pseudo
+        )
+
+    def report(self, plan: StudyPlan) -> AuditReport:
+        """The report on the answers of all sites that are not absent."""
+        return build_report(
+            plan,
+            [self.answer(site, plan) for site in SITES if site not in self.absent],
+            weights_digest=hashlib.sha256(WEIGHTS).hexdigest(),
+            absent=self.absent,
+            versions={"voxfed": "0.1.0"},
+        )
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Callable[..., Scene]:
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    return lambda **facts: Scene(folder, **facts)
+
+
+@pytest.fixture
+def plan() -> Callable[..., StudyPlan]:
+    return make_plan
+
+
+@pytest.fixture
+def copies() -> Callable[..., dict[str, float]]:
+    return make_copies

@@ -22,9 +22,11 @@ from ..study.plan import safe_name
 if TYPE_CHECKING:
     from .audit.report import AuditReport
 
-officer = typer.Typer(help="The privacy officer's own key, on the officer's own machine.")
-audit = typer.Typer(help="What an attacker could learn from the weights.")
-release = typer.Typer(help="Whether the weights may leave.")
+officer = typer.Typer(
+    no_args_is_help=True, help="The privacy officer's own key, on the officer's own machine."
+)
+audit = typer.Typer(no_args_is_help=True, help="What an attacker could learn from the weights.")
+release = typer.Typer(no_args_is_help=True, help="Whether the weights may leave.")
 
 PASSPHRASE = "VOXFED_PASSPHRASE"  # noqa: S105, a variable's name
 COLOURS = {"PASS": "green", "WARN": "yellow", "BLOCK": "red"}
@@ -40,8 +42,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 
 
 @officer.callback()
-def _officer() -> None:
-    """The privacy officer's own key, on the officer's own machine."""
+@audit.callback()
+def _group() -> None:
+    """Keeps `init` and `show` sub-commands while each is the only one of its group."""
 
 
 @officer.command("init")

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from voxfed.privacy.audit.answer import Answer
 from voxfed.privacy.audit.membership import EDGES, RECONSTRUCTION, histogram
+from voxfed.privacy.audit.page import write_page
 from voxfed.privacy.audit.report import AuditReport, build_report
+from voxfed.privacy.bundle import build, bundle_digest, read_report
+from voxfed.privacy.decision import sign_decision
+from voxfed.privacy.model_card import model_card
 from voxfed.study.identity import SigningKey
 from voxfed.study.messages import Audited, AuditRequest, encode, request_digest
 from voxfed.study.plan import StudyPlan
@@ -85,12 +89,48 @@ class Scene:
 
     def __post_init__(self) -> None:
         names = ("coordinator", "officer", "second", *SITES)
-        self.keys = {name: SigningKey.create(self.folder / f"{name}.pem") for name in names}
+        self.keys = {name: self._key(name) for name in names}
+
+    def _key(self, name: str) -> SigningKey:
+        path = self.folder / f"{name}.pem"
+        return SigningKey.read(path) if path.exists() else SigningKey.create(path)
 
     @property
     def site_keys(self) -> dict[str, object]:
         """The sites' public keys."""
         return {site: self.keys[site].public for site in SITES}
+
+    def bundle(self, plan: StudyPlan, *, report: AuditReport | None = None) -> Path:
+        """A bundle of the audited weights, signed by the coordinator."""
+        report = report or self.report(plan)
+        return build(
+            self.folder.parent / "releases" / "1",
+            weights=WEIGHTS,
+            model={"family": "vae"},
+            report=report,
+            html=write_page(self.report(plan)),
+            card=model_card(plan, report),
+            key=self.keys["coordinator"],
+            extra={"voxfed": "0.1.0"},
+        )
+
+    def decide(self, bundle: Path, decision: str = "approve", officer: str = "officer") -> bytes:
+        """An officer's signed decision on a bundle."""
+        return sign_decision(
+            bundle_digest(bundle),
+            read_report(bundle).findings,
+            officer=officer,
+            decision=decision,
+            reason="seen and accepted",
+            key=self.keys[officer],
+        )
+
+    @property
+    def cards(self) -> dict[str, object]:
+        """What `verify` is given: every public key."""
+        officers = {name: self.keys[name].public for name in ("officer", "second")}
+        coordinator = self.keys["coordinator"].public
+        return {"coordinator": coordinator, "officers": officers, "sites": self.site_keys}
 
     def answer(self, site: str, plan: StudyPlan, **changes: object) -> Answer:
         """A site's answer, with some of its reply changed."""

@@ -1,0 +1,83 @@
+"""The reconstruction score against models whose error is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from voxfed.privacy.audit.membership import EDGES, histogram, mean_of, reconstruction_errors
+from voxfed.study.errors import VolumeError
+
+
+class Shift:
+    """Rebuilds every volume with a known error."""
+
+    def __init__(self, error: float) -> None:
+        self.error = error
+
+    def reconstruct(self, volumes: Tensor) -> Tensor:
+        """Add the error."""
+        return volumes + self.error
+
+
+class Memory:
+    """Knows the patients it has seen, and answers grey for all others."""
+
+    def __init__(self, seen: list[np.ndarray]) -> None:
+        self.seen = [torch.from_numpy(scan) for scan in seen]
+
+    def reconstruct(self, volumes: Tensor) -> Tensor:
+        """Return what was seen, and grey for all else."""
+        known = any(torch.equal(volumes[0], scan) for scan in self.seen)
+        return volumes if known else torch.zeros_like(volumes)
+
+
+def scan(value: float) -> np.ndarray:
+    return np.full((1, 8, 8, 8), value, dtype=np.float32)
+
+
+def test_error_is_the_mean_over_voxels_then_over_a_patients_volumes() -> None:
+    errors = reconstruction_errors(Memory([scan(0.25)]), {"a": [scan(0.25), scan(0.5)]}, "cpu")
+    assert errors == {"a": pytest.approx(0.25)}
+    assert reconstruction_errors(Shift(-0.125), {"b": [scan(0)]}, "cpu") == {"b": 0.125}
+
+
+def test_seen_patients_score_lower() -> None:
+    people = {name: [scan(i / 10)] for i, name in enumerate("abcd", start=1)}
+    errors = reconstruction_errors(Memory([people["a"][0], people["b"][0]]), people, "cpu")
+    assert max(errors["a"], errors["b"]) < min(errors["c"], errors["d"])
+
+
+@pytest.mark.parametrize("scans", [[], [scan(float("nan"))]])
+def test_what_cannot_be_scored_is_refused(scans: list[np.ndarray]) -> None:
+    with pytest.raises(VolumeError, match="cannot be scored"):
+        reconstruction_errors(Shift(0.1), {"a": scans}, "cpu")
+
+
+def test_histogram_matches_numpy_and_keeps_everybody() -> None:
+    values = np.exp(np.random.default_rng(0).normal(-2, 1, 500))
+    expected, _ = np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)
+    assert histogram(values.tolist(), EDGES) == tuple(expected)
+    counts = histogram([0.0, 1e9], EDGES)
+    assert (counts[0], counts[-1], sum(counts)) == (1, 1, 2)
+
+
+def test_a_patient_moves_one_count_by_one() -> None:
+    """The noise on these counts is calibrated to this sensitivity."""
+    values = [0.03, 0.05, 0.2]
+    change = np.array(histogram([*values, 0.07], EDGES)) - np.array(histogram(values, EDGES))
+    assert np.linalg.norm(change) == 1
+
+
+def test_mean_from_the_bins_is_near_the_mean() -> None:
+    """Bins are 4 % wide, so the mean is off by 2 % at most."""
+    values = np.exp(np.random.default_rng(1).normal(-2, 0.5, 200))
+    assert mean_of(histogram(values.tolist(), EDGES), EDGES) == pytest.approx(
+        values.mean(), rel=0.02
+    )
+    assert mean_of([0.0] * 256, EDGES) is None
+
+
+def test_bins_rise_from_a_ten_thousandth_to_the_largest_error_there_can_be() -> None:
+    assert len(EDGES) == 257
+    assert (EDGES[0], EDGES[-1]) == (pytest.approx(1e-4), pytest.approx(4.0))
+    assert list(EDGES) == sorted(set(EDGES))

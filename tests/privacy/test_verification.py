@@ -1,0 +1,185 @@
+"""Whatever is changed in a bundle, by whomever, is found and named."""
+
+import base64
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from voxfed.privacy.audit.report import AuditReport
+from voxfed.privacy.bundle import CONTENT, add_decision, bundle_digest
+from voxfed.privacy.decision import ATTESTATION
+from voxfed.privacy.release import Verdict
+from voxfed.privacy.verification import check_whole, examine, verify
+from voxfed.study.errors import VerificationError
+
+
+@pytest.fixture
+def approved(scene: Any, plan: Any) -> tuple[Any, Path]:
+    people = scene()
+    bundle = people.bundle(plan())
+    add_decision(bundle, people.decide(bundle), people.cards["officers"])
+    return people, bundle
+
+
+def test_an_approved_bundle_verifies(approved: tuple[Any, Path]) -> None:
+    people, bundle = approved
+    found = verify(bundle, **people.cards)
+    assert found.verdict is Verdict.WARN
+    assert found.approvals == {"officer": "seen and accepted"}
+    assert found.digest == bundle_digest(bundle)
+    assert (found.epsilon, found.delta) == (7.5, 1e-3)
+    assert sorted(found.sites) == ["harbour", "north", "valley"]
+
+
+FILES = (*CONTENT, ATTESTATION, "decisions/officer.dsse.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_changed_byte_is_found(approved: tuple[Any, Path], name: str) -> None:
+    """Flips bits, and swaps spaces for other white space, in 24 places of each file."""
+    people, bundle = approved
+    path = bundle / name
+    content = path.read_bytes()
+    places = {*range(0, len(content), max(1, len(content) // 20)), 1, 2, len(content) - 1}
+    places |= {i for i in (content.find(b" "), content.find(b"\n"), content.find(b"=")) if i >= 0}
+    for place in sorted(places):
+        for other in {content[place] ^ 1, content[place] ^ 0x20, 0x09} - {content[place]}:
+            path.write_bytes(content[:place] + bytes([other]) + content[place + 1 :])
+            with pytest.raises(VerificationError):
+                verify(bundle, **people.cards)
+    path.write_bytes(content)
+    assert verify(bundle, **people.cards)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_lengthened_shortened_or_missing_file_is_found(
+    approved: tuple[Any, Path], name: str
+) -> None:
+    people, bundle = approved
+    content = (bundle / name).read_bytes()
+    for other in (content + b"\n", content[:-1], b""):
+        (bundle / name).write_bytes(other)
+        with pytest.raises(VerificationError):
+            verify(bundle, **people.cards)
+    (bundle / name).unlink()
+    with pytest.raises(VerificationError):
+        verify(bundle, **people.cards)
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_the_changed_file_is_named(approved: tuple[Any, Path], name: str) -> None:
+    people, bundle = approved
+    (bundle / name).write_bytes((bundle / name).read_bytes() + b" ")
+    with pytest.raises(VerificationError, match=rf"^{name} was changed \(got sha256 "):
+        verify(bundle, **people.cards)
+    with pytest.raises(VerificationError, match=rf"^{name} was changed"):
+        check_whole(bundle)
+
+
+def test_files_that_do_not_belong_are_found(approved: tuple[Any, Path]) -> None:
+    people, bundle = approved
+    (bundle / "extra.py").write_text("")
+    with pytest.raises(VerificationError, match=r"extra\.py does not belong"):
+        verify(bundle, **people.cards)
+    (bundle / "extra.py").unlink()
+    target = shutil.move(bundle / "audit.html", bundle.parent / "elsewhere.html")
+    (bundle / "audit.html").symlink_to(target)
+    with pytest.raises(VerificationError, match=r"audit\.html is a link"):
+        verify(bundle, **people.cards)
+
+
+def test_only_the_coordinator_can_attest(approved: tuple[Any, Path]) -> None:
+    people, bundle = approved
+    cards = people.cards | {"coordinator": people.keys["north"].public}
+    with pytest.raises(VerificationError, match="not signed by the expected key"):
+        verify(bundle, **cards)
+
+
+def test_a_rejection_stands_against_any_approval(approved: tuple[Any, Path]) -> None:
+    people, bundle = approved
+    add_decision(bundle, people.decide(bundle, "reject", "second"), people.cards["officers"])
+    with pytest.raises(VerificationError, match="second rejected this release: seen"):
+        verify(bundle, **people.cards)
+
+
+def test_the_plan_sets_how_many_officers_must_approve(scene: Any, plan: Any) -> None:
+    people = scene()
+    bundle = people.bundle(plan(officers=2))
+    for officer in ("officer", "second"):
+        with pytest.raises(VerificationError, match="too few officers approved"):
+            verify(bundle, **people.cards)
+        envelope = people.decide(bundle, officer=officer)
+        add_decision(bundle, envelope, people.cards["officers"])
+    assert len(verify(bundle, **people.cards).approvals) == 2
+
+
+def test_an_officer_without_a_card_does_not_count(approved: tuple[Any, Path]) -> None:
+    people, bundle = approved
+    with pytest.raises(VerificationError, match="unknown officer"):
+        verify(bundle, **(people.cards | {"officers": {}}))
+    (bundle / "decisions" / "officer.dsse.json").rename(bundle / "decisions" / "second.dsse.json")
+    with pytest.raises(VerificationError, match="decision of second"):
+        verify(bundle, **people.cards)
+
+
+def test_an_approval_does_not_carry_over_to_another_release(
+    approved: tuple[Any, Path], scene: Any, plan: Any
+) -> None:
+    people, bundle = approved
+    old = bundle.rename(bundle.with_name("old"))
+    new = people.bundle(plan(half_width=0.5))
+    shutil.copytree(old / "decisions", new / "decisions")
+    with pytest.raises(VerificationError, match="about another release"):
+        verify(new, **people.cards)
+
+
+def test_a_blocked_release_never_verifies(scene: Any, plan: Any, copies: Any) -> None:
+    people = scene(copies=copies(10, 0))
+    bundle = people.bundle(plan())
+    with pytest.raises(VerificationError, match="blocks this release"):
+        verify(bundle, **people.cards)
+
+
+def forged(report: AuditReport, **changes: Any) -> AuditReport:
+    return report.model_copy(update=changes)
+
+
+def test_a_coordinator_cannot_better_what_the_hospitals_signed(
+    scene: Any, plan: Any, copies: Any
+) -> None:
+    """Even signed by the coordinator, a report must follow from the sites' own replies."""
+    people, study = scene(copies=copies(10, 0)), plan()
+    report = people.report(study)
+    fine = tuple(dataclasses.replace(f, verdict=Verdict.PASS) for f in report.findings)
+    better = report.sites[0].model_copy(update={"copies": copies(0, 0)})
+    for number, other in enumerate(
+        (
+            forged(report, verdict=Verdict.PASS),
+            forged(report, verdict=Verdict.PASS, findings=fine),
+            forged(report, epsilon=0.1),
+            forged(report, sites=(better, *report.sites[1:])),
+            forged(report, memberships=report.memberships[1:]),
+            forged(report, plan=report.plan.replace("8.0", "9.0")),
+            forged(report, plan="no plan"),
+        )
+    ):
+        bundle = people.bundle(study, report=other)
+        with pytest.raises(VerificationError):
+            examine(bundle, coordinator=people.keys["coordinator"].public, sites=people.site_keys)
+        bundle.rename(bundle.with_name(f"forged-{number}"))
+
+
+def test_a_doctored_reply_of_a_site_is_named(scene: Any, plan: Any) -> None:
+    people, study = scene(), plan()
+    report = people.report(study)
+    site = report.sites[1]
+    reply = bytearray(base64.b64decode(site.reply))
+    reply[200] ^= 1
+    document = json.loads(report.text)
+    document["sites"][1]["reply"] = base64.b64encode(bytes(reply)).decode()
+    bundle = people.bundle(study, report=AuditReport.from_text(json.dumps(document).encode()))
+    with pytest.raises(VerificationError, match=f"the reply of {site.site} cannot be trusted"):
+        verify(bundle, **people.cards)

@@ -215,9 +215,11 @@ def status(folder: Folder = HERE, as_json: AsJson = False) -> None:
     from .approval import all_approvals
 
     site = _site(folder)
+    worker = processes.running(site, "worker")
     facts: dict[str, Any] = {
         "site": site.settings.name,
         **{role: processes.running(site, role) is not None for role in processes.ROLES},
+        "worker's network": processes.interfaces(worker) if worker is not None else None,
         "lifetime_spent": site.ledger.lifetime_spent(),
         "lifetime_left": site.ledger.lifetime_left(),
         "studies": {a.folder.name: a.state for a in all_approvals(site)},

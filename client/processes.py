@@ -144,8 +144,31 @@ def _wait_for_signal(child: subprocess.Popen[bytes] | None = None) -> bool:
     return True
 
 
+def without_network() -> list[str]:
+    """Return the command that starts another without network, or nothing where none is allowed.
+
+    A new network namespace holds one interface, loopback, which is down (network_namespaces(7)).
+    """
+    for options in (["--net"], ["--user", "--map-root-user", "--net"]):
+        command = ["unshare", *options, "--"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([*command, "true"], check=True, capture_output=True, timeout=10)
+            return command
+    return []
+
+
+def interfaces(number: int) -> list[str]:
+    """Return the names of the network interfaces that a process can see (proc(5), net/dev)."""
+    try:
+        lines = Path(f"/proc/{number}/net/dev").read_text().splitlines()[2:]
+    except OSError:
+        return []
+    return sorted(line.split(":")[0].strip() for line in lines)
+
+
 def _start(site: Site, role: Role, health_port: int | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "voxfed.cli", "site", "start", "--role", role]
+    command = without_network() if role == "worker" else []
+    command += [sys.executable, "-m", "voxfed.cli", "site", "start", "--role", role]
     command += ["--folder", str(site.folder)]
     if health_port is not None and role == "courier":
         command += ["--health-port", str(health_port)]

@@ -16,6 +16,9 @@ from .base import Batch, Family, Step
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
+MEAN_GAIN = 8.0  # the mean volume learns this much faster than other weights
+FIRST_LOG_VARIANCE = -1.0
+
 
 class VaeSpec(Table):
     """The settings of a VAE; with the shape they rebuild it."""
@@ -120,7 +123,8 @@ class Vae(Family):
         voxels = math.prod(spec.shape)
         self.code_mean = nn.Linear(voxels // spec.patch**3, spec.code)
         self.code_log_variance = nn.Linear(voxels // spec.patch**3, spec.code)
-        self.code_decoder = nn.Linear(spec.code, voxels)
+        self.code_decoder = nn.Linear(spec.code, voxels, bias=False)
+        self.mean_volume = nn.Linear(1, voxels, bias=False)
         self._start_calm()
 
     def steps(self, stage: str) -> tuple[Step, ...]:
@@ -178,11 +182,16 @@ class Vae(Family):
         return self._decode(code, grid).clamp(-1, 1)
 
     def _encode(self, volumes: Tensor) -> tuple[Gaussian, Gaussian]:
-        """Return the posteriors of the code (B, K) and of the grid (B, C, D, H, W)."""
+        """Return the posteriors of the code (B, K) and of the grid (B, C, D, H, W).
+
+        What is encoded is the difference from the mean volume, so that codes stay round zero.
+        """
         p = self.spec.patch
-        cubes = volumes.unfold(2, p, p).unfold(3, p, p).unfold(4, p, p)
+        change = volumes - self._mean(len(volumes)).detach()
+        cubes = change.unfold(2, p, p).unfold(3, p, p).unfold(4, p, p)
         folded = cubes.flatten(5).squeeze(1).movedim(-1, 1).contiguous()
         coarse = folded.mean(1).flatten(1)
+        coarse = coarse / math.sqrt(coarse.shape[1])
         # the same bounds as AutoencoderKL's own
         log_variance = self.code_log_variance(coarse).clamp(-30, 20)
         code = Gaussian(self.code_mean(coarse), torch.exp(log_variance / 2))
@@ -191,21 +200,30 @@ class Vae(Family):
     def _decode(self, code: Tensor, grid: Tensor) -> Tensor:
         """Return the volumes (B, 1, D, H, W) of a code (B, K) and a grid (B, C, D, H, W)."""
         p = self.spec.patch
-        cubes = self.network.decode(grid).reshape(
-            -1, 1, p, p, p, *(s // p for s in self.spec.shape)
-        )
+        cubes = self.network.decode(grid)
+        cubes = cubes.reshape(-1, 1, p, p, p, *(side // p for side in self.spec.shape))
         detail = cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(-1, 1, *self.spec.shape)
         anatomy: Tensor = self.code_decoder(code)
-        return anatomy.reshape(detail.shape) + detail
+        return self._mean(len(code)) + anatomy.reshape(detail.shape) + detail
+
+    def _mean(self, n: int) -> Tensor:
+        """Return the learned mean volume `n` times, (n, 1, D, H, W).
+
+        It is a linear layer of a constant, which every per-sample gradient method knows.
+        """
+        constant = self.mean_volume.weight.new_full((n, 1), MEAN_GAIN)
+        mean: Tensor = self.mean_volume(constant)
+        return mean.reshape(n, 1, *self.spec.shape)
 
     def _start_calm(self) -> None:
-        """Set first weights from which both paths learn at once: narrow posteriors, no detail."""
-        widths = [self.code_log_variance, _last_convolution(self.network.quant_conv_log_sigma)]
-        for layer in widths:
+        """Set first weights from which all paths learn at once: codes of size one, no detail."""
+        nn.init.orthogonal_(self.code_mean.weight, gain=5 * math.sqrt(self.code_mean.in_features))
+        nn.init.zeros_(self.code_mean.bias)
+        for layer in (self.code_log_variance, _last_convolution(self.network.quant_conv_log_sigma)):
             nn.init.zeros_(layer.weight)
-            nn.init.constant_(cast(Tensor, layer.bias), -4.0)
-        nn.init.orthogonal_(self.code_mean.weight)
+            nn.init.constant_(cast(Tensor, layer.bias), FIRST_LOG_VARIANCE)
         nn.init.normal_(self.code_decoder.weight, std=0.01)
+        nn.init.constant_(self.mean_volume.weight, -0.5 / MEAN_GAIN)
         for weight in _last_convolution(self.network.decoder).parameters():
             nn.init.zeros_(weight)
 

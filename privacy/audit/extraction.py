@@ -36,7 +36,8 @@ def find_copies(
     compared patients is taken from every volume: what all patients share is no sign of a copy.
     The thresholds are the 95th and the strict 99.9th percentile of a real patient's nearest
     neighbour in the other group, looked at from both groups, so that members and non-members
-    are treated alike and only the model can make them differ.
+    are treated alike and only the model can make them differ. A sample can be a copy only of the
+    one patient it is nearest to.
 
     Args:
         samples: synthetic volumes (M, 1, D, H, W) in [-1, 1].
@@ -61,7 +62,6 @@ def find_copies(
         return {}
     groups = [_drawn(group, compared, random_bytes) for group in (members, non_members)]
     real = [np.stack([scan for scans in group for scan in scans]) for group in groups]
-    owners = [_owners(group) for group in groups]
     if any(volumes.shape[1:] != samples.shape[1:] for volumes in real):
         raise VolumeError(
             "samples and patients differ in shape",
@@ -73,17 +73,21 @@ def find_copies(
     if foreground.sum() < FEWEST_VOXELS:
         foreground = np.ones_like(foreground)
     patterns = [_patterns(volumes, mean, foreground) for volumes in real]
-    drawn = _patterns(samples, mean, foreground)
+    similarity = _patterns(samples, mean, foreground) @ np.concatenate(patterns).T
+    likeness, owners = similarity.max(axis=1), np.concatenate([_owners(g) for g in groups])
+    owners[len(real[0]) :] += compared  # members are numbered from 0, non-members after them
+    models = owners[similarity.argmax(axis=1)]
     across = patterns[0] @ patterns[1].T
     nearest = np.concatenate([across.max(axis=1), across.max(axis=0)])
     found = {"samples": float(len(samples)), "compared": float(compared)}
     for prefix, share in (("", USUAL), ("strict_", STRICT)):
         threshold = float(np.quantile(nearest, share, method="higher"))
         found[f"{prefix}threshold"] = round(threshold, 6)
-        for name, group, owner in zip(("members", "non_members"), patterns, owners, strict=True):
-            copies, patients = _count(drawn @ group.T, owner, threshold)
-            found[f"{prefix}copies_of_{name}"] = float(copies)
-            found[f"{prefix}memorised_{name}"] = float(patients)
+        copied = models[likeness > threshold]
+        member = copied < compared
+        for name, patients in (("members", copied[member]), ("non_members", copied[~member])):
+            found[f"{prefix}copies_of_{name}"] = float(len(patients))
+            found[f"{prefix}memorised_{name}"] = float(len(np.unique(patients)))
     return found
 
 
@@ -106,12 +110,3 @@ def _patterns(volumes: Volume, mean: Volume, foreground: npt.NDArray[np.bool_]) 
     norms = np.linalg.norm(patterns, axis=1, keepdims=True)
     patterns /= np.where(norms > 0, norms, 1)
     return patterns
-
-
-def _count(
-    similarity: Similarities, owners: npt.NDArray[np.intp], threshold: float
-) -> tuple[int, int]:
-    """Returns how many samples are copies, and how many patients they are copies of."""
-    nearest = similarity.argmax(axis=1)
-    copies = similarity.max(axis=1) > threshold
-    return int(copies.sum()), len(set(owners[nearest[copies]].tolist()))

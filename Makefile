@@ -40,6 +40,6 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) --version >/dev/null 2>&1 || { echo "voxfed needs $(PYTHON); install it and try again" >&2; exit 1; }
 	@echo "installing into .venv, a few minutes the first time"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install -qq --requirement requirements.txt
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $(READY)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -11,7 +13,7 @@ from .client.commands import site_app
 from .privacy.commands import audit, officer, release
 from .server.commands import server_app, study_app
 from .study.errors import VoxfedError
-from .study.terminal import errors, show_error
+from .study.terminal import console, errors, progress, show_error, show_json, show_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,9 +30,56 @@ app.add_typer(release, name="release")
 
 
 @app.command()
+def sample(
+    bundle: Annotated[Path, typer.Argument(help="A release bundle.")],
+    folder: Annotated[Path, typer.Option("--output", "-o", help="Where the volumes go.")],
+    n: Annotated[int, typer.Option("-n", help="How many volumes.")] = 8,
+    seed: Annotated[int | None, typer.Option(help="Makes the volumes repeatable.")] = None,
+) -> None:
+    """Draw synthetic volumes from a bundle: NIfTI marked as synthetic, and a contact sheet."""
+    from .privacy.samples import draw_samples
+
+    with progress("drawing") as shown:
+        files = draw_samples(bundle, n, folder, seed=seed, progress=shown)
+    console.print(f"{len(files)} synthetic volumes and contact_sheet.png in {folder}")
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """List the families, their tasks, and whether they can be trained with privacy."""
+    from .models.registry import describe
+
+    rows = [vars(row) for row in describe()]
+    if as_json:
+        show_json({"families": rows})
+        return
+    titles = list(rows[0])
+    show_table("families", titles, [[_cell(row[title]) for title in titles] for row in rows])
+
+
+@app.command("demo")
+def demonstrate(
+    data: Annotated[Path | None, typer.Option(help="Real scans, one folder a patient.")] = None,
+    family: Annotated[str, typer.Option(help="A family that `voxfed models` lists.")] = "vae",
+    no_privacy: Annotated[bool, typer.Option("--no-privacy", help="Train without it.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where it all goes.")] = Path("voxfed-demo"),
+) -> None:
+    """Run three hospitals, a coordinator and an officer on this machine, end to end."""
+    from .demo.tour import run_demo
+
+    run_demo(folder, data=data, family=family, private=not no_privacy)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)
+
+
+def _cell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The cohorts of the demonstration: generated phantoms, or real scans split over three hospitals."""
+"""The cohorts of the demonstration: generated phantoms, or real scans split over hospitals."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def _phantoms(folder: Path) -> Cohorts:
     folders = {name: folder / name for name in NAMES}
     for seed, (name, scanner) in enumerate(zip(NAMES, HOSPITALS, strict=True)):
         write_cohort(folders[name], PHANTOM_PATIENTS, scanner, seed=seed)
-    return Cohorts(
-        folders, PHANTOM_VOLUMES, 3 * PHANTOM_PATIENTS, False, "generated phantoms"
-    )
+    return Cohorts(folders, PHANTOM_VOLUMES, 3 * PHANTOM_PATIENTS, False, "generated phantoms")
 
 
 def _split(folder: Path, data: Path) -> Cohorts:

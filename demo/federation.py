@@ -46,8 +46,10 @@ class Federation:
         for site in self.sites.values():
             self._spawn(site.folder, "site", "start")
         self._wait_for(
-            lambda: all(node.online for node in self._control().nodes())
-            and all(site.socket.exists() for site in self.sites.values()),
+            lambda: (
+                all(node.online for node in self._control().nodes())
+                and all(site.socket.exists() for site in self.sites.values())
+            ),
             "the hospitals",
         )
 
@@ -88,7 +90,9 @@ class Federation:
         for approval in all_approvals(site):
             if approval.state == "pending":
                 terms = approve(site, approval.folder.name).terms
-                noise = f"sigma {terms.sigma:.2f}, q {terms.rate:.2f}" if terms.sigma else "NO NOISE"
+                noise = (
+                    f"sigma {terms.sigma:.2f}, q {terms.rate:.2f}" if terms.sigma else "NO NOISE"
+                )
                 console.print(f"  {name} approves {approval.folder.name}: {noise}", markup=False)
             if any(not offer.approved for offer in offers(approval)):
                 approve_audits(site, approval)

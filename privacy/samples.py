@@ -1,0 +1,80 @@
+"""Synthetic volumes from a release bundle, marked as such."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..models.pictures import contact_sheet
+from ..models.registry import build
+from ..models.state import from_bytes, load_into
+from ..models.synthetic import write_synthetic
+from ..models.trained import add_adapters
+from ..study.errors import Refusal, UsageError
+from ..study.plan import StudyPlan
+from .bundle import MODEL, WEIGHTS, bundle_digest
+from .release import Verdict
+from .verification import check_whole
+
+SHOWN = 8
+
+
+def draw_samples(
+    bundle: Path,
+    n: int,
+    folder: Path,
+    *,
+    seed: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write `n` NIfTI volumes, a JSON sidecar each, and a contact sheet; return the volumes' files.
+
+    Args:
+        bundle: a release bundle, whose files are checked against its attestation.
+        n: how many, 1 or more.
+        folder: made if it is not there.
+        seed: makes the volumes repeatable; None takes the operating system's randomness.
+        progress: called with what is done and the total.
+
+    Raises:
+        VerificationError: a file of the bundle was changed.
+        Refusal: the audit blocked the release, since samples of such a model may be patients.
+        UsageError: fewer than one volume is asked for.
+    """
+    if n < 1:
+        raise UsageError("nothing to draw", got=n, expected="1 or more")
+    report = check_whole(bundle)
+    if report.verdict is Verdict.BLOCK:
+        raise Refusal(
+            "the audit blocked this release",
+            got=report.findings[0].detail,
+            hint="samples of such a model may show patients",
+        )
+    plan = StudyPlan.from_text(json.loads((bundle / MODEL).read_bytes())["plan"].encode())
+    family = build(plan)
+    if plan.trained == "adapters":
+        add_adapters(family)
+    load_into(family, from_bytes((bundle / WEIGHTS).read_bytes()))
+    family.eval()
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    digest, files, kept = bundle_digest(bundle), [], []
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, n + 1):
+        volume = family.sample(1, generator=generator)
+        path = folder / f"synthetic-{number:04d}.nii.gz"
+        write_synthetic(path, volume[0, 0].numpy(), plan.volumes.spacing, digest=digest)
+        files.append(path)
+        if number <= SHOWN:
+            kept.append(volume)
+        if progress is not None:
+            progress(number, n)
+    title = f"synthetic volumes of {plan.name}, bundle {digest[:12]}"
+    contact_sheet([(title, torch.cat(kept).numpy())], folder / "contact_sheet.png")
+    return files

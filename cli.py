@@ -11,7 +11,9 @@ import typer
 from . import __version__
 from .client.commands import site_app
 from .privacy.commands import audit, officer, release
-from .server.commands import server_app, study_app
+from .server import release_commands  # noqa: F401, adds to the audit and release groups
+from .server.commands import server_app
+from .server.study_commands import study_app
 from .study.errors import VoxfedError
 from .study.terminal import console, errors, progress, show_error, show_json, show_table
 

@@ -13,7 +13,6 @@ from .nifti import read_spacing
 from .site import Site
 
 BANDS = (10, 20, 50, 100, 200, 500, 1000)
-LEAST_EPSILON = 0.1
 
 
 def describe(site: Site) -> Description:
@@ -32,8 +31,8 @@ def describe(site: Site) -> Description:
         spacing=spacing,
         labels=any(image.label or image.mask for image in images),
         device=_device(site.settings.device),
-        least_epsilon=LEAST_EPSILON,
-        lifetime_epsilon=limits.lifetime_epsilon,
+        most_epsilon=limits.lifetime_epsilon,
+        least_noise=limits.least_noise,
         without_privacy=limits.without_privacy,
         defaced=site.settings.defaced,
         version=__version__,

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ..privacy import sampling
-from ..study.errors import CohortChanged, Refusal, VerificationError
+from ..study.errors import CohortChanged, Refusal, VerificationError, VolumeError
 from .cohort import Cohort, digest
 
 Progress = Callable[[int, int], None]
@@ -105,11 +105,13 @@ def check_unchanged(
             path = folder / file.path
             try:
                 stamp = _stamp(path)
-            except OSError:
-                raise CohortChanged(f"{file.path} is gone", hint="restore it, then go on") from None
-            if stamp in (file.stamp, known.get(file.path)):
-                continue
-            found = digest(path)
+                if stamp in (file.stamp, known.get(file.path)):
+                    continue
+                found = digest(path)
+            except (OSError, VolumeError):
+                raise CohortChanged(
+                    f"{file.path} is gone or cannot be read", hint="restore it, then go on"
+                ) from None
             if found != file.sha256:
                 raise CohortChanged(
                     f"{file.path} changed since the study was approved",

@@ -184,7 +184,10 @@ class Worker:
         if done is not None:
             reply = self._outbox.get(key, done.reply_digest)
         else:
-            require_space(self._site.worker, needed)
+            try:
+                require_space(self._site.worker, needed)
+            except ProcessError as fault:
+                raise _Coded(RefusalCode.DISK, fault.message) from None
             header, payload = work()
             reply = messages.encode(header, self._site.key, payload)
             reply_digest = self._outbox.put(key, reply)

@@ -74,7 +74,9 @@ def _split(folder: Path, data: Path) -> Cohorts:
     """Copy each patient's images of one modality to one of three hospitals, in turn."""
     loose = data / "images"
     if loose.is_dir():
-        patients = {path.name.split(".")[0]: (Image(path),) for path in loose.glob("*.nii*")}
+        patients: dict[str, tuple[Image, ...]] = {
+            path.name.split(".")[0]: (Image(path),) for path in loose.glob("*.nii*")
+        }
         modality, pseudo = "", True
     else:
         cohort = read_cohort(data)

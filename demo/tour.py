@@ -7,7 +7,6 @@ import secrets
 import shutil
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from rich.markup import escape
 
 from ..client import commands as site_commands
 from ..client.socket import exchange
-from ..models.pictures import contact_sheet, curve
 from ..models.registry import check
 from ..privacy import commands as officer_commands
 from ..privacy.audit.report import AuditReport
-from ..privacy.samples import draw_samples
 from ..server import commands as server_commands
+from ..server import release_commands, study_commands
 from ..server.coordinator import Coordinator
-from ..server.store import Store
 from ..study.errors import Refusal, UsageError, VerificationError
 from ..study.messages import Receipt, Refused, TrainRequest, decode, encode
 from ..study.plan import StudyPlan
@@ -30,38 +27,11 @@ from ..study.terminal import console, progress, show_table
 from .base import public_base
 from .cohorts import NAMES, Cohorts, make_cohorts
 from .federation import Federation, free_port, network_of
-from .measures import draw, flip_a_byte, held_out_errors, split_of
+from .measures import flip_a_byte
 from .plans import BASE, overtrained_plan, private_plan
+from .result import SAMPLES, Tour, show_result
 
 MARKER = ".voxfed-demo"
-SAMPLES = 60
-SHOWN = 6
-
-
-@dataclass
-class Tour:
-    """What the steps of the demonstration hand to each other."""
-
-    folder: Path
-    cohorts: Cohorts
-    federation: Federation
-    main: StudyPlan
-    overtrained: StudyPlan
-    base: bytes
-    began: float
-
-    @property
-    def coordinator(self) -> Coordinator:
-        """The coordinator's folder."""
-        return self.federation.coordinator
-
-    def store(self, plan: StudyPlan) -> Store:
-        """The coordinator's folder of one study."""
-        return Store(self.coordinator.studies / plan.name)
-
-    def weights(self, plan: StudyPlan) -> bytes:
-        """The last global tensors of a study."""
-        return self.store(plan).latest(self.coordinator.key.public).weights
 
 
 def run_demo(folder: Path, *, data: Path | None, family: str, private: bool) -> None:
@@ -92,7 +62,7 @@ def run_demo(folder: Path, *, data: Path | None, family: str, private: bool) -> 
         _show_verdicts(tour, reports)
         _decide(tour, bundles, reports)
         _try_what_must_fail(tour, bundles[tour.main.name])
-        _finish(tour, reports, bundles)
+        show_result(tour, reports, bundles)
     finally:
         console.print("[dim]stopping every process[/]")
         tour.federation.stop()
@@ -127,7 +97,7 @@ def _set_up(folder: Path, data: Path | None, family: str, private: bool, began: 
         (folder / f"{plan.name}.toml").write_bytes(text)
         if weights is not None:
             (folder / BASE).write_bytes(weights)
-        server_commands.new(
+        study_commands.new(
             plan.name,
             coordinator,
             plan=folder / f"{plan.name}.toml",
@@ -171,14 +141,14 @@ def _train(tour: Tour) -> None:
         (tour.overtrained, "no privacy, few patients, far too long: the audit must catch it"),
     ):
         _headline(f"training: {plan.name}", words)
-        server_commands.run(plan.name, tour.coordinator.folder)
+        study_commands.run(plan.name, tour.coordinator.folder)
 
 
 def _audit(tour: Tour) -> dict[str, AuditReport]:
     reports = {}
     for plan in (tour.main, tour.overtrained):
         _headline(f"audit: {plan.name}", "each hospital scores its own members and non-members")
-        server_commands.audit_run(
+        release_commands.audit_run(
             plan.name, tour.coordinator.folder, deadline=180.0, samples=SAMPLES
         )
         page = tour.store(plan).audits()[-1] / "audit.json"
@@ -187,7 +157,7 @@ def _audit(tour: Tour) -> dict[str, AuditReport]:
 
 
 def _build(tour: Tour, name: str) -> Path:
-    server_commands.release_build(name, tour.coordinator.folder)
+    release_commands.release_build(name, tour.coordinator.folder)
     return sorted((tour.coordinator.studies / name / "releases").glob("[0-9]*"))[-1]
 
 
@@ -211,16 +181,16 @@ def _decide(tour: Tour, bundles: dict[str, Path], reports: dict[str, AuditReport
         decision = tour.folder / f"{name}.decision.json"
         blocked = reports[name].verdict.value == "BLOCK"
         reason = "a demonstration: small cohorts, nothing leaves this machine"
-        arguments = {"bundle": bundle, "folder": tour.folder / "officer", "output": decision}
+        officer = tour.folder / "officer"
         try:
-            officer_commands.approve(**arguments, reason=reason, card=_cards(tour))
+            officer_commands.approve(bundle, officer, decision, reason, _cards(tour))
         except Refusal as fault:
             console.print(f"  [red]{name}: {escape(fault.message)}[/]")
-            officer_commands.reject(**arguments, reason="the audit blocks it", card=_cards(tour))
+            officer_commands.reject(bundle, officer, decision, "the audit blocks it", _cards(tour))
         else:
             if blocked:
                 raise VerificationError(f"a blocked release of {name} was approved")
-        server_commands.release_add(bundle, decision, tour.coordinator.folder)
+        release_commands.release_add(bundle, decision, tour.coordinator.folder)
     _verify(tour, bundles[tour.main.name])
 
 
@@ -263,81 +233,6 @@ def _try_what_must_fail(tour: Tour, bundle: Path) -> None:
     console.print(f"  at {name} stands why: [red]{escape(said)}[/]")
 
 
-def _finish(tour: Tour, reports: dict[str, AuditReport], bundles: dict[str, Path]) -> None:
-    _headline("the result", "")
-    plan, store = tour.main, tour.store(tour.main)
-    weights = {"before": tour.base, "after": tour.weights(plan)}
-    errors = held_out_errors(tour.federation.sites, plan, weights)
-    change = 1 - errors["after"] / errors["before"]
-    rounds = [finished.facts for finished in store.rounds()[1:]]
-    epsilons = {name: [r["epsilon"].get(name) for r in rounds] for name in tour.federation.sites}
-    rows = [
-        (
-            "data",
-            tour.cohorts.source
-            + (", pseudo-patients: no patient-level claim" if tour.cohorts.pseudo_patients else ""),
-        ),
-        ("rounds", len(rounds)),
-        ("seconds a round", f"{sum(r['seconds'] for r in rounds) / len(rounds):.1f}"),
-        *((f"epsilon at {n}", _epsilon(values[-1], plan)) for n, values in epsilons.items()),
-        ("held-out error, mean volume", f"{errors['mean volume']:.4f}"),
-        ("held-out error, before (public base)", f"{errors['before']:.4f}"),
-        ("held-out error, after", f"{errors['after']:.4f} ({_learnt(change)})"),
-        (f"verdict, {plan.name}", reports[plan.name].verdict.value),
-        (f"verdict, {tour.overtrained.name}", reports[tour.overtrained.name].verdict.value),
-        ("seconds in all", f"{time.monotonic() - tour.began:.0f}"),
-    ]
-    _pictures(tour, epsilons)
-    bundle = bundles[plan.name]
-    if reports[plan.name].verdict.value != "BLOCK":
-        draw_samples(bundle, 4, tour.folder / "samples", seed=1)
-        rows.append(("synthetic volumes", str(tour.folder / "samples")))
-    show_table("voxfed demo", ("", ""), rows)
-    _next_commands(tour, bundle)
-
-
-def _epsilon(value: float | None, plan: StudyPlan) -> str:
-    if value is None:
-        return "none: trained without privacy"
-    return f"{value:.4f} at delta {plan.privacy.delta:g}, of {plan.privacy.epsilon:g}"
-
-
-def _learnt(change: float) -> str:
-    return f"{change:.0%} lower" if change > 0 else "it did not learn"
-
-
-def _pictures(tour: Tour, epsilons: dict[str, list[float | None]]) -> None:
-    """Write the contact sheet and the curve; real scans stay on this machine."""
-    held_out = [split_of(s, tour.main.name)[1] for s in tour.federation.sites.values()]
-    real = held_out[0][:0]
-    for volumes in held_out:
-        real = volumes[: SHOWN // 3] if not len(real) else _joined(real, volumes[: SHOWN // 3])
-    contact_sheet(
-        [
-            ("real, held out", real),
-            ("public base", draw(tour.main, tour.base, SHOWN)),
-            (tour.main.name, draw(tour.main, tour.weights(tour.main), SHOWN)),
-            (tour.overtrained.name, draw(tour.overtrained, tour.weights(tour.overtrained), SHOWN)),
-        ],
-        tour.folder / "contact_sheet.png",
-    )
-    spent = {n: [v for v in values if v is not None] for n, values in epsilons.items()}
-    if any(spent.values()):
-        curve(
-            spent,
-            tour.folder / "epsilon.png",
-            across="round",
-            up="epsilon",
-            limit=tour.main.privacy.epsilon,
-        )
-
-
-def _joined(one: Any, other: Any) -> Any:
-    import numpy as np
-
-    return np.concatenate([one, other])
-
-
 def _cards(tour: Tour) -> list[Path]:
     sites = [s.worker / "keys" / "site.card.json" for s in tour.federation.sites.values()]
     return [
@@ -345,24 +240,6 @@ def _cards(tour: Tour) -> list[Path]:
         tour.folder / "officer" / "officer.card.json",
         *sites,
     ]
-
-
-def _next_commands(tour: Tour, bundle: Path) -> None:
-    f = tour.folder
-    page = tour.store(tour.main).audits()[-1] / "audit.html"
-    site = f / NAMES[0]
-    lines = [
-        ("look", f"{f / 'contact_sheet.png'}  {f / 'epsilon.png'}"),
-        ("officer", f"{page}"),
-        ("officer", f"voxfed audit show {bundle}"),
-        ("site operator", f"voxfed site ledger --folder {site}"),
-        ("site operator", f"voxfed site check --folder {site}"),
-        ("coordinator", f"voxfed study status {tour.main.name} --folder {f / 'coordinator'}"),
-        ("anyone", f"voxfed sample {bundle} -n 8 -o {f / 'more'}"),
-    ]
-    console.print()
-    for who, line in lines:
-        console.print(f"[bold]{who:>13}[/]  {escape(line)}", soft_wrap=True)
 
 
 def _headline(title: str, words: str) -> None:

@@ -60,10 +60,12 @@ class Family(nn.Module, ABC):
 
     Attributes:
         stages: what is trained, one after the other.
+        biases: names of parameters that act as biases though no layer calls them so.
         spec: the frozen settings that rebuild the networks.
     """
 
     stages: tuple[str, ...]
+    biases: tuple[str, ...] = ()
     spec: Table
 
     @abstractmethod

@@ -66,15 +66,15 @@ def trained_parameters(family: Family, part: Trained) -> list[str]:
     names = [name for name, _ in family.named_parameters()]
     if part == "all":
         return names
-    if part == "adapters":
-        kind: type[nn.Module] = Adapted
-        suffixes = ("down.weight", "up.weight")
-    else:
-        kind, suffixes = nn.GroupNorm, ("weight", "bias")
-    owners = [path for path, module in family.named_modules() if isinstance(module, kind)]
-    chosen = {f"{path}.{suffix}" for path in owners for suffix in suffixes}
-    if part == "normalisation-and-biases":
-        chosen |= {name for name in names if name.endswith(".bias")}
+    chosen: set[str] = set()
+    for path, module in family.named_modules():
+        inside = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if part == "adapters" and isinstance(module, Adapted):
+            chosen |= {name for name in inside if not name.startswith(f"{path}.frozen.")}
+        elif part == "normalisation-and-biases":
+            whole = isinstance(module, nn.GroupNorm)
+            chosen |= {name for name in inside if whole or name.endswith(".bias")}
+            chosen |= set(family.biases)
     return [name for name in names if name in chosen]
 
 

@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets.autoencoderkl import AutoencoderKL
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..study.errors import PlanError
 from ..study.tables import Table
@@ -102,6 +103,7 @@ class Vae(Family):
     """
 
     stages = ("autoencoder",)
+    biases = ("mean_shade.weight",)
     spec: VaeSpec
 
     def __init__(self, spec: VaeSpec) -> None:
@@ -125,6 +127,7 @@ class Vae(Family):
         self.code_log_variance = nn.Linear(voxels // spec.patch**3, spec.code)
         self.code_decoder = nn.Linear(spec.code, voxels, bias=False)
         self.mean_volume = nn.Linear(1, voxels, bias=False)
+        self.mean_shade = nn.Linear(1, voxels // spec.patch**3, bias=False)
         self._start_calm()
 
     def steps(self, stage: str) -> tuple[Step, ...]:
@@ -209,11 +212,14 @@ class Vae(Family):
     def _mean(self, n: int) -> Tensor:
         """Return the learned mean volume `n` times, (n, 1, D, H, W).
 
-        It is a linear layer of a constant, which every per-sample gradient method knows.
+        It is a smooth shade, one number a cube, plus a number a voxel, both linear layers of a
+        constant, which every per-sample gradient method knows.
         """
         constant = self.mean_volume.weight.new_full((n, 1), MEAN_GAIN)
-        mean: Tensor = self.mean_volume(constant)
-        return mean.reshape(n, 1, *self.spec.shape)
+        cubes = [side // self.spec.patch for side in self.spec.shape]
+        shade = self.mean_shade(constant).reshape(n, 1, *cubes)
+        smooth = functional.interpolate(shade, size=self.spec.shape, mode="trilinear")
+        return smooth + self.mean_volume(constant).reshape(smooth.shape)
 
     def _start_calm(self) -> None:
         """Set first weights from which all paths learn at once: codes of size one, no detail."""
@@ -223,7 +229,8 @@ class Vae(Family):
             nn.init.zeros_(layer.weight)
             nn.init.constant_(cast(Tensor, layer.bias), FIRST_LOG_VARIANCE)
         nn.init.normal_(self.code_decoder.weight, std=0.01)
-        nn.init.constant_(self.mean_volume.weight, -0.5 / MEAN_GAIN)
+        nn.init.constant_(self.mean_shade.weight, -0.5 / MEAN_GAIN)
+        nn.init.zeros_(self.mean_volume.weight)
         for weight in _last_convolution(self.network.decoder).parameters():
             nn.init.zeros_(weight)
 

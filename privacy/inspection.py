@@ -46,27 +46,32 @@ def _refuse_batch_norm(family: Family) -> None:
 
 
 def _check_mixing(step: Step, volumes: torch.Tensor) -> None:
-    """Compare the first volume's loss beside two different second volumes."""
-    other = torch.stack([volumes[0], -volumes[1]])
-    with torch.no_grad():
-        first, second = (
-            step.loss(Batch(volumes=v), torch.Generator().manual_seed(1)) for v in (volumes, other)
-        )
-    if first.shape != (2,) or not torch.isclose(first[0], second[0], rtol=1e-4, atol=1e-6):
-        raise Refusal(
-            f"the loss of step {step.name} mixes the volumes of two patients",
-            got=f"{tuple(first.shape)} losses, {float(first.flatten()[0]):.6g}",
-            expected=f"(2,) losses, {float(second.flatten()[0]):.6g}",
-            hint="return one loss a volume, without batch statistics",
-        )
+    """Compare each volume's loss beside two different other volumes."""
+    for kept in (0, 1):
+        other = volumes.clone()
+        other[1 - kept] *= -1
+        with torch.no_grad():
+            first, second = (
+                step.loss(Batch(volumes=v), torch.Generator().manual_seed(1))
+                for v in (volumes, other)
+            )
+        if first.shape != (2,) or not torch.isclose(
+            first[kept], second[kept], rtol=1e-4, atol=1e-6
+        ):
+            raise Refusal(
+                f"the loss of step {step.name} mixes the volumes of two patients",
+                got=f"losses {first.tolist()}",
+                expected=f"two losses, with {second.flatten().tolist()[kept:][:1]} kept",
+                hint="return one loss a volume, without batch statistics",
+            )
 
 
 def _check_stillness(family: Family, step: Step, volumes: torch.Tensor) -> None:
     """Run forward and backward; nothing but gradients may have changed."""
-    before = {name: tensor.detach().clone() for name, tensor in family.state_dict().items()}
+    before = {name: tensor.detach().clone() for name, tensor in _tensors(family).items()}
     step.loss(Batch(volumes=volumes), torch.Generator().manual_seed(1)).mean().backward()
     family.zero_grad(set_to_none=True)
-    for name, tensor in family.state_dict().items():
+    for name, tensor in _tensors(family).items():
         if not torch.equal(tensor, before[name]):
             raise Refusal(
                 f"the tensor {name} changes in a training step without the engine",
@@ -74,3 +79,8 @@ def _check_stillness(family: Family, step: Step, volumes: torch.Tensor) -> None:
                 expected="only gradients move weights",
                 hint="use a layer that is trained by gradient alone",
             )
+
+
+def _tensors(family: Family) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers, also those that a state dict leaves out."""
+    return dict(family.named_parameters()) | dict(family.named_buffers())

@@ -42,9 +42,9 @@ def forecast(
 ) -> Forecast:
     """Return what `plan` means at a site that described itself."""
     patients = max(LEAST_DECLARED, lower_end(description.patients))
-    if plan.privacy.enabled and plan.privacy.epsilon > description.lifetime_epsilon:
+    if plan.privacy.enabled and plan.privacy.epsilon > description.most_epsilon:
         advice = f"epsilon {plan.privacy.epsilon:g} is over its limit of "
-        advice += f"{description.lifetime_epsilon:g}"
+        advice += f"{description.most_epsilon:g}"
         return Forecast(site, patients, 0.0, 0.0, 0.0, "FAIL", advice)
     if not plan.privacy.enabled:
         allowed = description.without_privacy
@@ -55,6 +55,9 @@ def forecast(
     except LimitRefusal as fault:
         return Forecast(site, patients, 0.0, 0.0, 0.0, "FAIL", f"hopeless: {fault.message}")
     ratio = noise_to_signal(terms.sigma, plan.privacy.clip_norm, terms.divisor, trained_parameters)
+    if terms.sigma < description.least_noise:
+        advice = f"sigma is under its least of {description.least_noise:g}: ask for less epsilon"
+        return Forecast(site, patients, terms.rate, terms.sigma, ratio, "FAIL", advice)
     if ratio > HOPELESS_RATIO:
         advice = "the noise drowns the signal: start from public weights, train fewer parameters"
         return Forecast(site, patients, terms.rate, terms.sigma, ratio, "WARN", advice)

@@ -134,9 +134,11 @@ def statement(
 
 def canonical(document: Any) -> bytes:
     """Return `document` as JSON with sorted keys and no spaces, so that equal means equal bytes."""
-    return json.dumps(
+    text = json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    )
+    # A file name may hold bytes that are no UTF-8; backslashreplace makes JSON escapes of them.
+    return text.encode(errors="backslashreplace")
 
 
 def sign_envelope(payload: bytes, key: SigningKey, payload_type: str = PAYLOAD_TYPE) -> bytes:

@@ -33,10 +33,14 @@ class Journal:
             ProcessError: the file cannot be written.
         """
         try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            return self._append(event, facts)
         except OSError as fault:
             raise ProcessError(f"{self.path} cannot be written: {fault.strerror}") from None
-        with os.fdopen(handle, "r+b") as file:
+
+    def _append(self, event: str, facts: dict[str, Any]) -> str:
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        # Unbuffered, so that a write for which the disk has no room fails once and here.
+        with os.fdopen(handle, "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
@@ -46,8 +50,9 @@ class Journal:
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = canonical({"time": time, "event": event, "previous": previous, **facts})
             file.seek(len(whole))
-            file.write(line + b"\n")
-            file.flush()
+            left = memoryview(line + b"\n")
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
         return hashlib.sha256(line).hexdigest()
 

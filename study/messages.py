@@ -87,7 +87,7 @@ class TrainRequest(Header):
     study: Name
     plan_digest: Digest
     branch: int = Field(0, ge=0)
-    stage: str = Field(max_length=40)
+    stage: Name
     round: int = Field(ge=1)
     echo: Head | None = None
 
@@ -113,8 +113,8 @@ class Description(Header):
     spacing: tuple[float, float] | None
     labels: bool
     device: str = Field(max_length=80)
-    least_epsilon: float
-    lifetime_epsilon: float
+    most_epsilon: float
+    least_noise: float
     without_privacy: bool
     defaced: Literal["yes", "no", "not-head"]
     version: str = Field(max_length=40)

@@ -13,7 +13,7 @@ from .errors import PlanError
 from .tables import Table
 
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Side = Annotated[int, Field(ge=8, le=512)]
 Trained = Literal["all", "normalisation-and-biases", "adapters"]
 

@@ -50,7 +50,10 @@ def show_error(fault: VoxfedError) -> None:
 
 @contextmanager
 def progress(title: str, *, hidden: bool = False) -> Iterator[Bar]:
-    """Show a bar while a long work runs; the yielded function moves it."""
+    """Show a bar while a long work runs; the yielded function moves it.
+
+    Where standard error is no terminal, each new title is a line of its own instead.
+    """
     shown = not hidden and sys.stderr.isatty()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -63,10 +66,16 @@ def progress(title: str, *, hidden: bool = False) -> Iterator[Bar]:
     with bar:
         task = bar.add_task(title, total=None)
 
+        said = ""
+
         def move(done: int, total: int, title: str = "") -> None:
+            nonlocal said
             bar.update(task, completed=done, total=total)
             if title:
                 bar.update(task, description=title)
+            if title and title != said and not shown and not hidden:
+                errors.print(f"  {title} ({done}/{total})", markup=False)
+                said = title
 
         yield move
 

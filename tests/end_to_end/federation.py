@@ -106,7 +106,7 @@ class Federation:
         seconds: float = 240,
         environment: Mapping[str, str] | None = None,
     ) -> Done:
-        """Run `voxfed ARGUMENTS` to its end and check the exit code, and that no traceback shows."""
+        """Run `voxfed ARGUMENTS` to its end; check the exit code, and that no traceback shows."""
         return self.finish(self.spawn(*arguments, environment=environment), code, seconds)
 
     def spawn(
@@ -180,7 +180,7 @@ class Federation:
             process.wait()
 
     def running(self, word: str = "", site: str = "") -> list[int]:
-        """Ids of this federation's processes, or of those at `site` with `word` in their command."""
+        """Return the ids of this federation's processes, at `site`, with `word` in the command."""
         place = str(self.sites[site]) if site else str(self.folder)
         return [n for n, command in processes_naming(place).items() if word in command]
 
@@ -206,8 +206,13 @@ class Federation:
 
     def ask(self, site: str, request: messages.Request, payload: bytes = b"") -> bytes:
         """Give the worker a request that the coordinator signed, without any network."""
-        signed = messages.encode(request, Coordinator(self.coordinator).key, payload)
-        return exchange(Site(self.sites[site]).socket, signed, timeout=120)
+        return self.ask_raw(
+            site, messages.encode(request, Coordinator(self.coordinator).key, payload)
+        )
+
+    def ask_raw(self, site: str, message: bytes) -> bytes:
+        """Give the worker any bytes and return its reply."""
+        return exchange(Site(self.sites[site]).socket, message, timeout=120)
 
     def answer(self, site: str, request: messages.Request, payload: bytes = b"") -> Any:
         """Return the header of what `ask` returns."""
@@ -231,7 +236,7 @@ class Federation:
         return found
 
     def charges(self, site: str, study: str) -> list[tuple[str, int]]:
-        """Return stage and round of each charge, in the ledger's order, after checking its chain."""
+        """Return stage and round of each charge in order, after checking the ledger's chain."""
         rows = Site(self.sites[site]).ledger.rows()
         return [
             (row.body["stage"], row.body["round"])

@@ -1,0 +1,368 @@
+"""What bad input gets: one clear error, the documented exit code, and no budget spent."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from cryptography.hazmat.primitives import serialization
+from federation import VOXFED, Federation, free_port, wait_for
+from voxfed.client.site import Site
+from voxfed.server import certificates
+from voxfed.server.start import first_weights
+from voxfed.server.store import Store
+from voxfed.study import messages
+from voxfed.study.files import digest
+from voxfed.study.identity import SigningKey
+from voxfed.study.plan import StudyPlan
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def federation() -> Iterator[Federation]:
+    """A coordinator without SuperLink, and a hospital whose worker runs."""
+    with Federation("north") as made:
+        settle(made, limits={"lifetime_epsilon": 60.0})
+        made.start_role("north", "worker")
+        yield made
+
+
+def settle(federation: Federation, site: str = "north", **changes: Any) -> None:
+    """Change settings in a site's site.toml."""
+    place = Site(federation.sites[site])
+    values = place.settings.model_dump(exclude_none=True)
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    (place.worker / "site.toml").write_text(tomli_w.dumps(values))
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Return the digest of each file of a worker's folder but its journal and SQLite's own."""
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.name != "journal.jsonl"]
+    return {str(p): digest(p) for p in kept if not p.name.endswith(("-wal", "-shm"))}
+
+
+def train(plan: StudyPlan, number: int = 1, site: str = "north") -> messages.TrainRequest:
+    """Return the request for one round."""
+    return messages.TrainRequest(
+        site=site, study=plan.name, plan_digest=plan.digest, stage="autoencoder", round=number
+    )
+
+
+def weights(federation: Federation, plan: StudyPlan) -> bytes:
+    """Return the tensors that a study starts from."""
+    return first_weights(plan, Store(federation.folder))[0]
+
+
+def test_every_wrong_key_of_every_file_is_named_at_once(federation: Federation) -> None:
+    """One error, exit code 2, each key with its value; the file stays as it was."""
+    server = ("--folder", federation.coordinator)
+    plan = federation.folder / "wrong.toml"
+    plan.write_text('name = "wrong"\nfamly = "vae"\nrounds = 0\nlocal_steps = "many"\n')
+    done = federation.cli("study", "new", "wrong", "--plan", plan, *server, code=2)
+    for said in ("family: missing", "famly: unknown key", "rounds:", "got 0", '"many"', "volumes:"):
+        assert said in done.errors
+    assert "did you mean family?" in done.errors
+    assert not (federation.coordinator / "studies" / "wrong").exists()
+
+    copy = federation.folder / "wrong-site"
+    (copy / "worker").mkdir(parents=True)
+    (copy / "worker" / "site.toml").write_text('name = "NORTH"\ncohrt = "x"\n[limits]\ndelta = 2\n')
+    done = federation.cli("site", "status", "--folder", copy, code=2)
+    for said in ('"NORTH"', "cohrt: unknown key", "cohort: missing", "limits.delta", "got 2"):
+        assert said in done.errors
+
+    wrong = federation.folder / "wrong-server"
+    wrong.mkdir()
+    (wrong / "coordinator.toml").write_text('name = "uni"\nport = 70000\nhots = "x"\n')
+    done = federation.cli("server", "status", "--folder", wrong, code=2)
+    for said in ("port:", "got 70000", "hots: unknown key", "public_host: missing"):
+        assert said in done.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "numbers"),
+    [
+        ("epsilon", {"privacy": {"epsilon": 80.0}}, ("got 80.0", "at most 60.0")),
+        ("delta", {"privacy": {"delta": 1e-3}}, ("got 0.001", "at most 1e-05")),
+        ("noise", {"privacy": {"epsilon": 59.0}, "rounds": 1}, ("got 0.", "at least 0.3")),
+        ("open", {"privacy": {"enabled": False}}, ("privacy.enabled = false", "expected true")),
+    ],
+)
+def test_a_plan_looser_than_the_limits_is_refused_with_both_numbers(
+    federation: Federation, name: str, changes: dict[str, Any], numbers: tuple[str, str]
+) -> None:
+    """The hospital's word stands, and nothing of the refused plan is reserved or frozen."""
+    site = Site(federation.sites["north"])
+    federation.offer("north", name, **changes)
+    before, ledger = files(site.worker), site.ledger.rows()
+    done = federation.cli("site", "approve", name, "--folder", site.folder, code=3)
+    for number in numbers:
+        assert number in done.errors
+    assert "hint" in done.errors
+    assert files(site.worker) == before
+    assert site.ledger.rows() == ledger
+
+
+def test_one_round_more_than_the_budget_is_refused_with_both_numbers(
+    federation: Federation,
+) -> None:
+    """The reservation is the end, whatever the coordinator signs; a paid round answers again."""
+    plan = federation.offer("north", "budget", rounds=1, privacy={"epsilon": 4.0})
+    federation.approve("budget", ["north"])
+    tensors = weights(federation, plan)
+    first = federation.ask("north", train(plan), tensors)
+    assert federation.charges("north", "budget") == [("autoencoder", 1)]
+    assert federation.ask("north", train(plan), tensors) == first
+    ledger = federation.ledger("north")
+
+    refused = federation.answer("north", train(plan, 2), tensors)
+    assert refused.code == messages.RefusalCode.BUDGET
+    last = federation.journal("north")[-1]
+    (study,) = [s for s in ledger["studies"] if s["study"] == "budget"]
+    assert f"{study['spent']:.4g} spent" in last["error"]
+    wanted = float(last["error"].split("got epsilon ")[1].split()[0])
+    reserved = float(last["error"].split("expected the ")[1].split()[0])
+    assert study["spent"] <= reserved <= 4.0
+    assert wanted > study["spent"]
+
+    other = federation.answer("north", train(plan), weights(federation, plan))
+    assert other.code == messages.RefusalCode.OTHER_REQUEST
+    assert federation.ledger("north") == ledger
+
+
+def test_a_changed_file_is_named_at_the_site_only(federation: Federation) -> None:
+    """Nobody trains on what was not approved; the operator learns which file, others that."""
+    plan = federation.offer("north", "changed", privacy={"epsilon": 4.0})
+    federation.approve("changed", ["north"])
+    ledger = federation.ledger("north")
+    cohort = federation.folder / "cohort-north"
+    scans = sorted(cohort.rglob("*.nii.gz"))
+    kept = {scan: scan.read_bytes() for scan in scans}
+    for scan, content in kept.items():
+        scan.write_bytes(content + b"\0")
+    reply = federation.ask("north", train(plan), weights(federation, plan))
+    for scan, content in kept.items():
+        scan.write_bytes(content)
+    named = [
+        s for s in scans if str(s.relative_to(cohort)) in federation.journal("north")[-1]["error"]
+    ]
+    assert len(named) == 1
+    header, payload = messages.decode(reply, Site(federation.sites["north"]).key.public)
+    assert (header.code, payload) == (messages.RefusalCode.COHORT_CHANGED, b"")
+    assert named[0].name.encode() not in reply
+    assert federation.ledger("north") == ledger
+
+
+def test_requests_of_strangers_and_for_others_are_refused(federation: Federation) -> None:
+    """Only the enrolled coordinator's word counts, and only for an approved plan of this site."""
+    plan = federation.offer("north", "strangers", privacy={"epsilon": 4.0})
+    ledger, codes = federation.ledger("north"), messages.RefusalCode
+    assert federation.answer("north", train(plan)).code == codes.PENDING
+    assert federation.answer("north", train(plan, site="harbour")).code == codes.SIGNATURE
+    key = SigningKey.create(federation.folder / "stranger.pem")
+    place = Site(federation.sites["north"])
+    for message, code in (
+        (messages.encode(train(plan), key), codes.SIGNATURE),
+        (b"VXF1 and then nothing of use", codes.GARBLED),
+    ):
+        reply = messages.decode(federation.ask_raw("north", message), place.key.public)[0]
+        assert reply.code == code
+    federation.cli("site", "reject", "strangers", "--reason", "no", "--folder", place.folder)
+    assert federation.answer("north", train(plan)).code == codes.REJECTED
+    assert federation.ledger("north") == ledger
+
+
+def test_a_cohort_too_small_for_the_split_is_refused(federation: Federation) -> None:
+    """No study is frozen in which nobody, or everybody, is held out."""
+    site = Site(federation.sites["north"])
+    cohort, few = Path(site.settings.cohort), federation.folder / "few"
+    patients = sorted(cohort.iterdir())
+    federation.offer("north", "few", audit_fraction=0.2, privacy={"epsilon": 4.0})
+    settings = (site.worker / "site.toml").read_bytes()
+    before, ledger = files(site.worker), site.ledger.rows()
+    try:
+        for number, said in ((4, "got 4 patients, expected 5"), (5, "expected 2 or more of each")):
+            for patient in patients[:number]:
+                shutil.copytree(patient, few / patient.name, dirs_exist_ok=True)
+            settle(federation, cohort=str(few))
+            done = federation.cli("site", "approve", "few", "--folder", site.folder, code=3)
+            assert "too small" in done.errors
+            assert said in done.errors
+            assert "hint: add patients" in done.errors
+    finally:
+        (site.worker / "site.toml").write_bytes(settings)
+    assert files(site.worker) == before
+    assert site.ledger.rows() == ledger
+
+
+def test_a_gpu_that_is_absent_is_asked_for_in_vain(federation: Federation) -> None:
+    """No silent training on the CPU where the site asked for a GPU."""
+    site = Site(federation.sites["north"])
+    plan = federation.offer("north", "device", privacy={"epsilon": 4.0})
+    federation.approve("device", ["north"])
+    ledger = federation.ledger("north")
+    settings = (site.worker / "site.toml").read_bytes()
+    federation.stop("north-worker")
+    try:
+        settle(federation, device="cuda")
+        federation.start_role("north", "worker")
+        refused = federation.answer("north", train(plan), weights(federation, plan))
+        checked = ("--role", "worker", "--folder", site.folder, "--json")
+        rows = federation.cli("site", "check", *checked, code=1).json["checks"]
+    finally:
+        (site.worker / "site.toml").write_bytes(settings)
+        federation.stop("north-worker")
+        federation.start_role("north", "worker")
+    assert refused.code == messages.RefusalCode.DEVICE
+    assert "site.toml asks for a GPU" in federation.journal("north")[-1]["error"]
+    (row,) = [row for row in rows if row["check"] == "step of device"]
+    assert row["verdict"] == "FAIL"
+    assert "device in site.toml" in row["remedy"]
+    assert federation.ledger("north") == ledger
+
+
+def test_a_disk_without_room_stops_before_training(federation: Federation) -> None:
+    """A round that could not be written is not begun, and costs nothing."""
+    site = Site(federation.sites["north"])
+    plan = federation.offer("north", "disk", privacy={"epsilon": 4.0})
+    federation.approve("disk", ["north"])
+    ledger = federation.ledger("north")
+    federation.stop("north-worker")
+    kept = federation.folder / "kept"
+    ignored = shutil.ignore_patterns("cache", "outbox")
+    shutil.copytree(site.worker, kept, ignore=ignored)
+    small = 'mount -t tmpfs -o size=600k none "$1" && cp -a "$2"/. "$1" && shift 2 && exec "$@"'
+    try:
+        federation.start_role(
+            *("north", "worker", "unshare", "--mount", "sh", "-c", small, "sh", site.worker, kept)
+        )
+        refused = federation.answer("north", train(plan), weights(federation, plan))
+    finally:
+        federation.stop("north-worker")
+        federation.start_role("north", "worker")
+    assert refused.code == messages.RefusalCode.DISK
+    assert federation.ledger("north") == ledger
+
+
+def test_a_port_in_use_is_told(federation: Federation) -> None:
+    """The coordinator's server names the port and leaves no process behind."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", federation.port))
+        taken.listen()
+        done = federation.cli("server", "start", "--folder", federation.coordinator, code=1)
+    assert f"cannot listen at 127.0.0.1:{federation.port}" in done.errors
+    assert "choose another port" in done.errors
+    assert not federation.running("server.gate")
+
+
+def test_a_foreign_or_expired_certificate_is_refused_by_both(federation: Federation) -> None:
+    """A hospital talks to its own coordinator only, and the coordinator says why it cannot."""
+    folder = federation.coordinator / "certificates"
+    sound = (folder / "server.pem").read_bytes()
+    server = ("server", "start", "--folder", federation.coordinator)
+    site = ("site", "start", "--role", "courier", "--folder", federation.sites["north"])
+    try:
+        with serving(folder, federation.port):
+            (federation.sites["north"] / "courier" / "ca.pem").write_bytes(foreign(federation))
+            done = federation.cli(*site, code=4)
+        assert "cannot be trusted" in done.errors
+        (federation.sites["north"] / "courier" / "ca.pem").write_bytes(
+            (folder / "ca.pem").read_bytes()
+        )
+        (folder / "server.pem").write_bytes(expired(folder))
+        done = federation.cli(*server, code=4)
+        assert "is not valid today" in done.errors
+        assert "server.pem" in done.errors
+        with serving(folder, federation.port):
+            done = federation.cli(*site, code=4)
+        assert "certificate has expired" in done.errors
+    finally:
+        (folder / "server.pem").write_bytes(sound)
+
+
+def test_a_site_that_nobody_enrolled_is_told_so(federation: Federation) -> None:
+    """An unknown node gets no message, and its operator learns what is missing."""
+    stranger = federation.folder / "stranger"
+    cohort = federation.folder / "cohort-north"
+    federation.cli(
+        *("site", "init", federation.coordinator / "invitation.json", "--name", "stranger"),
+        *("--cohort", cohort, "--folder", stranger),
+    )
+    federation.start_server()
+    try:
+        courier = ("site", "start", "--role", "courier", "--folder", stranger)
+        done = federation.cli(*courier, code=1, seconds=60)
+        assert "enrol" in done.errors
+        online = federation.cli("server", "status", "--folder", federation.coordinator, "--json")
+        assert set(online.json["sites"]) == {"north"}
+    finally:
+        federation.stop("server")
+
+
+class serving:  # noqa: N801, reads as a sentence
+    """A TLS server with the coordinator's certificate, in a thread."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "server.pem", folder / "server.key")
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self._context, self._thread = context, threading.Thread(target=self._serve)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *fault: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                plain, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            try:
+                self._context.wrap_socket(plain, server_side=True).close()
+            except (ssl.SSLError, OSError):  # the other end left, as it should
+                plain.close()
+
+
+def foreign(federation: Federation) -> bytes:
+    """Return the authority of another coordinator."""
+    folder = federation.folder / "foreign"
+    certificates.create_certificates(folder, ["127.0.0.1"])
+    return (folder / "ca.pem").read_bytes()
+
+
+def expired(folder: Path) -> bytes:
+    """Return the server's certificate as it would be had it ended yesterday."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    shown = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(shown.subject)
+        .issuer_name(shown.issuer)
+        .public_key(shown.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=30))
+        .not_valid_after(now - datetime.timedelta(days=1))
+    )
+    for extension in shown.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    signed = builder.sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    return signed.public_bytes(serialization.Encoding.PEM)

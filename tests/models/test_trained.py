@@ -1,0 +1,76 @@
+"""What is frozen stays as it was to the bit, and adapters change nothing until they learn."""
+
+import pytest
+import torch
+from torch import nn
+from voxfed.models.base import Batch
+from voxfed.models.trained import Adapted, add_adapters, freeze_the_rest, trained_parameters
+from voxfed.models.vae import Vae, VaeSpec
+from voxfed.study.plan import Trained
+
+
+def make() -> Vae:
+    torch.manual_seed(0)
+    family = Vae(VaeSpec(shape=(8, 8, 8), patch=2, channels=(8, 16), groups=4, code=3))
+    for weight in family.parameters():
+        nn.init.normal_(weight, std=0.1)
+    return family
+
+
+@pytest.mark.parametrize("part", ["all", "normalisation-and-biases", "adapters"])
+def test_a_step_moves_the_part_and_nothing_else(part: Trained) -> None:
+    family = make()
+    if part == "adapters":
+        add_adapters(family)
+    names = freeze_the_rest(family, part)
+    before = {name: weight.detach().clone() for name, weight in family.named_parameters()}
+    (step,) = family.steps("autoencoder")
+    assert list(step.parameters) == names
+    weights = dict(family.named_parameters())
+    optimiser = torch.optim.Adam([weights[name] for name in names], lr=0.01)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(2):  # an adapter's first half moves only once the second is no longer zero
+        optimiser.zero_grad()
+        step.loss(Batch(torch.rand(2, 1, 8, 8, 8)), draws).sum().backward()
+        optimiser.step()
+    moved = {name for name, weight in weights.items() if not torch.equal(weight, before[name])}
+    assert moved == set(names)
+    assert moved < set(weights) or part == "all"
+
+
+def test_adapters_change_nothing_at_first() -> None:
+    family, volumes = make(), torch.rand(2, 1, 8, 8, 8)
+    before = family.reconstruct(volumes)
+    add_adapters(family)
+    assert torch.equal(family.reconstruct(volumes), before)
+
+
+def test_adapters_are_the_same_everywhere() -> None:
+    """Two sites that insert them independently must aggregate like with like."""
+    first, second = make(), make()
+    add_adapters(first)
+    torch.manual_seed(99)
+    add_adapters(second)
+    state = second.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in first.state_dict().items())
+
+
+def test_an_adapter_is_a_low_rank_change_of_the_frozen_weight() -> None:
+    """Oracle: one convolution whose weight is the frozen one plus up x down."""
+    torch.manual_seed(0)
+    frozen = nn.Conv3d(6, 5, 3, stride=2, padding=1)
+    adapted = Adapted(frozen, torch.Generator().manual_seed(0))
+    nn.init.normal_(adapted.up.weight)
+    volumes = torch.rand(2, 6, 7, 7, 7)
+    change = torch.einsum("or,rcxyz->ocxyz", adapted.up.weight.flatten(1), adapted.down.weight)
+    expected = nn.functional.conv3d(
+        volumes, frozen.weight + change, frozen.bias, stride=2, padding=1
+    )
+    # float32 sums of 162 terms in another order
+    assert torch.allclose(adapted(volumes), expected, atol=1e-5)
+
+
+def test_biases_take_in_those_that_the_family_names() -> None:
+    names = trained_parameters(make(), "normalisation-and-biases")
+    assert "mean_shade.weight" in names
+    assert "mean_volume.weight" not in names

@@ -109,7 +109,12 @@ def approve_audits(site: Site, approval: Approval) -> int:
 
 
 def audit(
-    warm: Warm, request: AuditRequest, digest: str, weights: bytes, epsilon: float | None
+    site: Site,
+    warm: Warm,
+    request: AuditRequest,
+    digest: str,
+    weights: bytes,
+    epsilon: float | None,
 ) -> Audited:
     """Score this site's coin-flip members and non-members and return histograms and copy counts.
 
@@ -150,6 +155,9 @@ def audit(
         members={RECONSTRUCTION: tuple(counts[0])},
         non_members={RECONSTRUCTION: tuple(counts[1])},
         copies=copies,
+        declared_patients=warm.approval.declared,
+        defaced=site.settings.defaced,
+        pseudo_patients=site.settings.pseudo_patients,
     )
 
 

@@ -16,6 +16,7 @@ from ..study.errors import SettingsError
 from ..study.files import write
 from ..study.identity import PublicKey, SigningKey
 from ..study.journal import Journal
+from ..study.messages import Defaced
 from ..study.tables import Table
 
 Positive = Annotated[float, Field(gt=0)]
@@ -39,7 +40,7 @@ class SiteSettings(Table):
     )
     cohort: str = Field(description="the folder that holds the patients")
     coordinator: str = Field(description="host:port of the coordinator")
-    defaced: Literal["yes", "no", "not-head"] = Field(
+    defaced: Defaced = Field(
         "no", description='"yes", "no" or "not-head": are faces removed from the scans?'
     )
     pseudo_patients: bool = Field(

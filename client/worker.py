@@ -98,8 +98,6 @@ class Worker:
             decision=approval.state,
             reason=approval.reason,
             declared_patients=approval.declared,
-            defaced=self._site.settings.defaced,
-            pseudo_patients=self._site.settings.pseudo_patients,
         )
 
     def _train(
@@ -157,7 +155,7 @@ class Worker:
             warm.scans.check(approval.manifest.flipped)
             spent = self._spent_with(header.study, events)
             epsilon = spent if approval.plan.privacy.enabled else None
-            return auditing.audit(warm, header, digest, payload, epsilon), b""
+            return auditing.audit(self._site, warm, header, digest, payload, epsilon), b""
 
         return self._charged(key, digest, events, header.echo, work, needed=1 << 20)
 

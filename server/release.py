@@ -31,19 +31,15 @@ def report_audit(coordinator: Coordinator, store: Store, folder: Path) -> AuditR
     """
     plan = store.plan
     last = store.latest(coordinator.key.public)
-    decisions, sites = store.decisions(), coordinator.sites()
+    sites = coordinator.sites()
     answers = []
     for path in sorted(folder.glob("*.reply")):
-        facts = decisions[path.stem]
         answers.append(
             Answer(
                 path.stem,
                 sites[path.stem].key,
                 (folder / f"{path.stem}.request").read_bytes(),
                 path.read_bytes(),
-                int(facts["declared_patients"]),
-                facts["defaced"],
-                bool(facts["pseudo_patients"]),
             )
         )
     answered = {answer.site for answer in answers}

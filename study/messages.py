@@ -22,6 +22,7 @@ HEADER_TYPE = "application/vnd.voxfed.message.v1+json"
 MAX_HEADER_BYTES = 1 << 20
 COURIER_MAGIC = b"VXFC"
 
+Defaced = Literal["yes", "no", "not-head"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
@@ -116,7 +117,7 @@ class Description(Header):
     most_epsilon: float
     least_noise: float
     without_privacy: bool
-    defaced: Literal["yes", "no", "not-head"]
+    defaced: Defaced
     version: str = Field(max_length=40)
 
 
@@ -129,8 +130,6 @@ class Decision(Header):
     decision: Literal["pending", "approved", "rejected"]
     reason: str = Field("", max_length=500)
     declared_patients: int = Field(0, ge=0)
-    defaced: Literal["yes", "no", "not-head"] = "no"
-    pseudo_patients: bool = False
 
 
 class Update(Header):
@@ -148,7 +147,10 @@ class Update(Header):
 
 
 class Audited(Header):
-    """A site's answer to an audit: histograms of scores on fixed bins, and counts of copies."""
+    """A site's answer to an audit: histograms of scores on fixed bins, and counts of copies.
+
+    What the site says of its cohort stands here too, so that the site's signature covers it.
+    """
 
     kind: Literal["audited"] = "audited"
     study: Name
@@ -160,6 +162,9 @@ class Audited(Header):
     members: dict[str, tuple[float, ...]] = Field(max_length=16)
     non_members: dict[str, tuple[float, ...]] = Field(max_length=16)
     copies: dict[str, float] = Field(default_factory=dict, max_length=32)
+    declared_patients: int = Field(ge=0)
+    defaced: Defaced
+    pseudo_patients: bool
 
 
 class Refused(Header):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import ValidationError
 
@@ -15,31 +14,24 @@ from ...study.plan import StudyPlan
 from .membership import LOWER_IS_MEMBER, SCORES
 from .statistics import BinnedScores
 
-Defaced = Literal["yes", "no", "not-head"]
 SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One site's answer, with what its signed decision on the plan said.
+    """One site's answer to one signed request.
 
     Attributes:
         site: its name.
         key: its public key.
         request: the signed request, whole or cut off before its payload.
         reply: the whole signed `Audited` message, taken out of its receipt.
-        declared_patients: the size declared at approval, a multiple of 5.
-        defaced: whether faces were removed from the scans.
-        pseudo_patients: whether volumes stand as patients.
     """
 
     site: str
     key: PublicKey
     request: bytes
     reply: bytes
-    declared_patients: int
-    defaced: Defaced
-    pseudo_patients: bool = False
 
 
 def read_answer(answer: Answer, plan: StudyPlan, weights_digest: str) -> Audited:

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...study.errors import VerificationError
 from ...study.identity import PublicKey
-from ...study.messages import Audited
+from ...study.messages import Audited, Defaced
 from ...study.plan import StudyPlan
 from ..evidence import TOGETHER, Copied, Evidence, Membership, SiteEvidence
 from ..release import Finding, Verdict, decide
-from .answer import Answer, Defaced, binned, read_answer, without_payload
+from .answer import Answer, binned, read_answer, without_payload
 from .coverage import covered, not_covered, not_tested, notes
 from .membership import mean_of
 from .statistics import (
@@ -142,9 +142,6 @@ class AuditReport(Frozen):
                 keys[site.site],
                 _bytes(site.request, site.site),
                 _bytes(site.reply, site.site),
-                site.declared_patients,
-                site.defaced,
-                site.pseudo_patients,
             )
             for site in self.sites
         ]
@@ -230,9 +227,9 @@ def _site(answer: Answer, reply: Audited, plan: StudyPlan) -> SiteReport:
     first = next(iter(scores))
     return SiteReport(
         site=answer.site,
-        declared_patients=answer.declared_patients,
-        defaced=answer.defaced,
-        pseudo_patients=answer.pseudo_patients,
+        declared_patients=reply.declared_patients,
+        defaced=reply.defaced,
+        pseudo_patients=reply.pseudo_patients,
         epsilon=reply.epsilon,
         members=sum(reply.members[first]),
         non_members=sum(reply.non_members[first]),

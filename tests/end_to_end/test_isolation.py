@@ -16,6 +16,7 @@ from voxfed.client.site import Site
 
 pytestmark = pytest.mark.slow
 
+UNSHARE, NSENTER = shutil.which("unshare") or "", shutil.which("nsenter") or ""
 PLANTED = "zz-planted-patient"
 CONNECT = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)"
 
@@ -23,11 +24,9 @@ CONNECT = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.ar
 @pytest.fixture
 def namespaces() -> None:
     """Fail, and never skip, where this machine cannot show the isolation."""
-    if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+    if not (UNSHARE and NSENTER):
         pytest.fail("unshare and nsenter (util-linux) are needed to show the isolation")
-    tried = subprocess.run(
-        ["unshare", "--net", "--mount", "true"], capture_output=True, check=False
-    )
+    tried = subprocess.run([UNSHARE, "--net", "--mount", "true"], capture_output=True, check=False)
     if tried.returncode:
         pytest.fail(
             "this user may not make namespaces, so that the isolation cannot be shown: run the "
@@ -43,7 +42,7 @@ def test_a_study_trains_without_network_at_the_worker_and_without_scans_at_the_c
         cohort = federation.folder / "cohort-north"
         patients = sorted(p.name for p in cohort.iterdir())
         federation.start_server()
-        worker = federation.start_role("north", "worker", "unshare", "--net")
+        worker = federation.start_role("north", "worker", UNSHARE, "--net")
         hide = 'for d in "$1" "$2"; do mount -t tmpfs none "$d" || exit 9; done; shift 2; exec "$@"'
         courier = federation.start_role(
             "north",
@@ -67,8 +66,10 @@ def test_a_study_trains_without_network_at_the_worker_and_without_scans_at_the_c
         assert interfaces(worker.pid) == {"lo"}
         assert sent_bytes(worker.pid) == 0
         reached = subprocess.run(
-            ["nsenter", f"--net=/proc/{worker.pid}/ns/net", sys.executable, "-c", CONNECT]
-            + [str(federation.port)],
+            [
+                *(NSENTER, f"--net=/proc/{worker.pid}/ns/net", sys.executable, "-c", CONNECT),
+                str(federation.port),
+            ],
             capture_output=True,
             check=False,
         )

@@ -23,7 +23,7 @@ def balls(n: int) -> torch.Tensor:
 
 
 def run(family: Vae, **settings: object) -> float:
-    chosen = {"steps": 150, "batch": 4, "learning_rate": 1e-2, **settings}
+    chosen = {"steps": 80, "batch": 4, "learning_rate": 1e-2, **settings}
     draws = torch.Generator().manual_seed(0)
     return fit(family, "autoencoder", balls(16), generator=draws, **chosen)  # type: ignore[arg-type]
 

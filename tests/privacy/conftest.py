@@ -154,11 +154,12 @@ class Scene:
             "members": {RECONSTRUCTION: histogram(members, EDGES)},
             "non_members": {RECONSTRUCTION: histogram(non_members, EDGES)},
             "copies": dict(self.copies),
+            "declared_patients": 20,
+            "defaced": "not-head",
+            "pseudo_patients": site in self.pseudo,
         }
         reply = encode(Audited(**{**facts, **changes}), self.keys[site])
-        return Answer(
-            site, self.keys[site].public, request, reply, 20, "not-head", site in self.pseudo
-        )
+        return Answer(site, self.keys[site].public, request, reply)
 
     def report(self, plan: StudyPlan) -> AuditReport:
         """The report on the answers of all sites that are not absent."""

@@ -127,15 +127,13 @@ def test_a_reply_of_another_site_or_plan_is_refused(scene: Any, plan: Any) -> No
     digest = people.report(study).weights_digest
     answer = people.answer("north", study)
     for other, fault in (
-        (type(answer)("valley", answer.key, answer.request, answer.reply, 5, "no"), "another site"),
+        (type(answer)("valley", answer.key, answer.request, answer.reply), "another site"),
         (
-            type(answer)(
-                "north", people.keys["valley"].public, answer.request, answer.reply, 5, "no"
-            ),
+            type(answer)("north", people.keys["valley"].public, answer.request, answer.reply),
             "not signed",
         ),
-        (type(answer)("north", answer.key, b"VXF1", answer.reply, 5, "no"), "cannot be trusted"),
-        (type(answer)("north", answer.key, answer.request, b"", 5, "no"), "cannot be trusted"),
+        (type(answer)("north", answer.key, b"VXF1", answer.reply), "cannot be trusted"),
+        (type(answer)("north", answer.key, answer.request, b""), "cannot be trusted"),
     ):
         with pytest.raises(VerificationError, match=fault):
             build_report(study, [other], weights_digest=digest, absent={}, versions={})

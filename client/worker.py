@@ -138,7 +138,10 @@ class Worker:
         from . import auditing
 
         approval = self._approved(header.study, header.plan_digest)
-        auditing.check_lineage(self._site, approval, header, payload)
+        try:
+            auditing.check_lineage(self._site, approval, header, payload)
+        except VerificationError as fault:
+            raise _Coded(RefusalCode.LINEAGE, fault.message) from None
         number = auditing.approved_number(approval, header)
         if number is None:
             raise _Coded(RefusalCode.AUDIT_NOT_APPROVED, "the operator has not approved this audit")

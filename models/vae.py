@@ -41,7 +41,7 @@ class VaeSpec(Table):
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
     kl_weight: float = Field(
-        default=0.05, ge=0, le=1e3, description="weight of the KL in nats per voxel, e.g. 0.05"
+        default=0.2, ge=0, le=1e3, description="weight of the KL in nats per voxel, e.g. 0.2"
     )
     reconstruction: Literal["l1", "l2"] = Field(default="l1", description='"l1" or "l2"')
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")

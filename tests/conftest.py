@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (folder / "openkbp_ct").is_dir() and (folder / "msd_hippocampus").is_dir():
             return folder
     folder = tmp_path_factory.mktemp("data")
-    write_cohort(folder / "generated", 12, HOSPITALS[0], seed=1)
+    write_cohort(folder / "generated", 66, HOSPITALS[0], seed=1)
     images = folder / "msd_hippocampus" / "images"
     images.mkdir(parents=True)
     for number, patient in enumerate(sorted((folder / "generated").iterdir()), start=1):
@@ -32,3 +34,11 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(source, images / f"hippocampus_{number:03d}.nii.gz")
     shutil.rmtree(folder / "generated")
     return folder
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path: a Unix socket's path may hold 100 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="vx-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from federation import Done, Federation, wait_for
+from federation import Done, Federation
+from machine import wait_for
 from voxfed.client.site import Site
 from voxfed.server.coordinator import Coordinator
 from voxfed.server.store import Store

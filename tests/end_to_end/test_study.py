@@ -14,7 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
-from federation import Federation, wait_for
+from federation import Federation
+from machine import wait_for
 from voxfed.client.site import Site
 from voxfed.privacy.verification import verify
 from voxfed.study.card import Card

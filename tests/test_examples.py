@@ -1,0 +1,39 @@
+"""Every study file in examples/ is right: it parses, its family builds, and a site can agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from voxfed.models.registry import build
+from voxfed.models.trained import add_adapters, trained_parameters
+from voxfed.privacy.terms import agree
+from voxfed.server.template import TEMPLATE
+from voxfed.study.plan import StudyPlan
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_builds_and_meets_its_budget(path: Path) -> None:
+    """A shipped example that does not run would be the first thing a newcomer meets."""
+    plan = StudyPlan.read(path)
+    family = build(plan)
+    if plan.trained == "adapters":
+        add_adapters(family)
+    assert trained_parameters(family, plan.trained)
+    terms = agree(plan, 200)
+    assert terms.sigma > 0
+    assert plan.name.replace("-", "_") == path.stem
+
+
+def test_the_template_of_a_new_study_is_right() -> None:
+    """`voxfed study new` must not write a file that `study validate` refuses."""
+    plan = StudyPlan.from_text(TEMPLATE.format(name="first").encode())
+    build(plan)
+    assert plan.name == "first"
+
+
+def test_there_are_examples() -> None:
+    """The tests above would pass on an empty folder."""
+    assert EXAMPLES

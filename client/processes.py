@@ -66,7 +66,10 @@ def run_courier(site: Site, health_port: int | None = None) -> None:
         finally:
             node.stop()
     if ended:
-        raise ProcessError("the SuperNode ended by itself", hint=f"its log is {node.log}")
+        raise ProcessError(
+            "the SuperNode ended by itself",
+            hint=f"ask the coordinator whether this site is enrolled; its log is {node.log}",
+        )
 
 
 def watch(site: Site, health_port: int | None = None) -> None:

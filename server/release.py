@@ -47,7 +47,7 @@ def report_audit(coordinator: Coordinator, store: Store, folder: Path) -> AuditR
         plan,
         answers,
         weights_digest=hash_of(last.weights),
-        absent={s: e for s, e in spent_by_site(store).items() if s not in answered},
+        absent={s: e for s, e in store.spent().items() if s not in answered},
         versions=versions(),
     )
     write(folder / "audit.json", report.text)
@@ -102,14 +102,6 @@ def build_release(coordinator: Coordinator, store: Store) -> Path:
     )
     coordinator.journal.append("release built", study=plan.name, bundle=str(bundle.name))
     return bundle
-
-
-def spent_by_site(store: Store) -> dict[str, float | None]:
-    """Return epsilon in each site's last signed update."""
-    spent: dict[str, float | None] = {}
-    for finished in store.rounds():
-        spent |= finished.facts.get("epsilon", {})
-    return spent
 
 
 def versions() -> dict[str, str]:

@@ -93,6 +93,7 @@ class Rounds:
             )
 
         answered: dict[str, bytes] = {}
+        spent: dict[str, float | None] = {}
         refused: dict[str, str] = {}
         self._show("audit", waiting=sites)
         for site, reply in self._ask(sites, request, weights, deadline, refused):
@@ -101,6 +102,7 @@ class Rounds:
                 refused[site] = "unreadable"
                 continue
             answered[site] = opened_reply.committed
+            spent[site] = opened_reply.header.epsilon
             self._show("audit", waiting=[s for s in sites if s not in answered])
         if not answered:
             raise Refusal(
@@ -108,9 +110,8 @@ class Rounds:
             )
         # Signatures are deterministic, and the digest of a request leaves out the echo.
         requests = {s: without_payload(self._signed(request(s), weights)) for s in answered}
-        folder = self._store.keep_audit(
-            requests, answered, facts={"weights": hash_of(weights), "refused": refused}
-        )
+        facts = {"weights": hash_of(weights), "refused": refused, "epsilon": spent}
+        folder = self._store.keep_audit(requests, answered, facts)
         self._coordinator.journal.append(
             "audited", study=self._plan.name, weights=hash_of(weights), sites=sorted(answered)
         )

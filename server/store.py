@@ -129,6 +129,15 @@ class Store:
         temporary.rename(target)
         return target
 
+    def spent(self) -> dict[str, float | None]:
+        """Return epsilon in each site's last signed reply, to a round or an audit."""
+        spent: dict[str, float | None] = {}
+        for finished in self.rounds():
+            spent |= finished.facts.get("epsilon", {})
+        for path in sorted((self.folder / "audits").glob("[0-9]*/facts.json")):
+            spent |= json.loads(path.read_bytes()).get("epsilon", {})
+        return spent
+
     def audits(self) -> list[Path]:
         """Return the folders of finished audits, oldest first."""
         return sorted(p.parent for p in (self.folder / "audits").glob("*/audit.json"))

@@ -151,7 +151,7 @@ def _headline(store: Store, facts: dict[str, Any]) -> str:
 
 
 def _summary(store: Store) -> dict[str, Any]:
-    rounds = store.rounds()
+    rounds, spent = store.rounds(), store.spent()
     return {
         "study": store.folder.name,
         "state": store.progress().get("state", "not started"),
@@ -165,16 +165,11 @@ def _summary(store: Store) -> dict[str, Any]:
                 "reason": facts["reason"],
                 "patients, at least": facts["declared_patients"],
                 "rounds": sum(site in r.facts.get("epsilon", {}) for r in rounds),
-                "epsilon": _last(rounds, site),
+                "epsilon": spent.get(site),
             }
             for site, facts in store.decisions().items()
         },
     }
-
-
-def _last(rounds: list[Any], site: str) -> float | None:
-    found = [r.facts["epsilon"][site] for r in rounds if site in r.facts.get("epsilon", {})]
-    return found[-1] if found else None
 
 
 def _show_summary(document: dict[str, Any]) -> None:

@@ -151,3 +151,8 @@ def _copied(hospital: Hospital, folder: Path) -> Hospital:
     text = settings.read_text().replace(str(hospital.cohort), str(folder / "cohort"))
     settings.write_text(text)
     return Hospital(folder, hospital.coordinator, hospital.plan)
+
+
+@pytest.fixture
+def plan_text() -> bytes:
+    return PLAN

@@ -77,6 +77,13 @@ class Container:
         """Whether the image's own health check, run inside, succeeds."""
         return subprocess.run(self.inside(*self.image.probe), capture_output=True).returncode == 0
 
+    def settle(self, seconds: float = 90) -> None:
+        """Wait until it is healthy; fail with its log where it ends first or takes too long."""
+        ends = time.monotonic() + seconds
+        while not self.healthy():
+            lost = self.process.poll() is not None or time.monotonic() > ends
+            assert not lost, f"{self.root} is not healthy\n{self.log.read_text()}"
+
     def stop(self) -> int:
         """Do what `docker stop` does, and return the exit status."""
         for sign, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,7 @@ class Federation:
         self.sites = {name: self.folder / name for name in sites}
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.commands: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         """Make the folders of coordinator and sites, and enrol the sites."""
@@ -87,8 +88,10 @@ class Federation:
         trace: TracebackType | None,
     ) -> None:
         """Stop what was started, and fail where anything of this federation still runs."""
-        if fault is not None:
-            self._show_logs()
+        for command in self.commands:  # left by a test that failed
+            if command.poll() is None:
+                command.kill()
+                command.communicate()
         for name in reversed(list(self.processes)):
             self.stop(name)
         try:
@@ -112,13 +115,15 @@ class Federation:
         self, *arguments: object, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start `voxfed ARGUMENTS` and do not wait; `finish` does."""
-        return subprocess.Popen(
+        command = subprocess.Popen(
             [VOXFED, *map(str, arguments)],
             env=_environment() | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self.commands.append(command)
+        return command
 
     def finish(self, process: subprocess.Popen[bytes], code: int = 0, seconds: float = 240) -> Done:
         """Wait for a command of `spawn`."""
@@ -127,8 +132,9 @@ class Federation:
         except subprocess.TimeoutExpired:
             process.kill()
             output, errors = process.communicate()
-            raise AssertionError(f"{process.args}: no end\n{output!r}\n{errors!r}") from None
         done = Done(process.returncode, output.decode(), errors.decode())
+        if done.code != code:
+            self._show_logs()
         assert done.code == code, f"{process.args}: exit {done.code}\n{done.output}\n{done.errors}"
         assert "Traceback" not in done.errors, done.errors
         return done
@@ -149,7 +155,7 @@ class Federation:
     def start_server(self) -> None:
         """Start the SuperLink under its keeper."""
         self.start("server", VOXFED, "server", "start", "--folder", self.coordinator)
-        wait_for(lambda: answers(self.port), 60, "the SuperLink")
+        self.wait(lambda: answers(self.port), 60, "the SuperLink")
 
     def start_site(self, site: str) -> None:
         """Start worker and courier under their watcher."""
@@ -165,7 +171,15 @@ class Federation:
 
     def wait_for_worker(self, site: str) -> None:
         """Wait until the worker's socket is there."""
-        wait_for(Site(self.sites[site]).socket.exists, 60, f"the worker of {site}")
+        self.wait(Site(self.sites[site]).socket.exists, 60, f"the worker of {site}")
+
+    def wait(self, holds: Callable[[], object], seconds: float, what: str) -> None:
+        """Wait until something holds; show the logs and fail where it does not."""
+        try:
+            wait_for(holds, seconds, what)
+        except AssertionError:
+            self._show_logs()
+            raise
 
     def stop(self, name: str) -> None:
         """End a process of `start` in order, or by force where it does not."""
@@ -200,7 +214,7 @@ class Federation:
         """Approve a study at each site, once its plan has come."""
         for site in sites:
             offered = self.sites[site] / "worker" / "approvals" / study / "plan.toml"
-            wait_for(offered.exists, 90, f"the offer at {site}")
+            self.wait(offered.exists, 90, f"the offer at {site}")
             self.cli("site", "approve", study, "--folder", self.sites[site], "--json")
 
     def ask(self, site: str, request: messages.Request, payload: bytes = b"") -> bytes:

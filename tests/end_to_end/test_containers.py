@@ -16,7 +16,6 @@ from voxfed.client.phantoms import HOSPITALS, write_cohort
 
 OWNER = 10007
 ADDRESS = "10.77.0.1"
-PATIENCE_SECONDS = 90
 SITES = ("hospital-a", "hospital-b")
 PLAN = """
 name = "first"
@@ -156,15 +155,17 @@ def test_two_hospitals_in_containers_finish_a_round(tmp_path: Path, stack: ExitS
     coordinator = server.create("coordinator")
     assert not coordinator.healthy(), "a process that does not run yet is called healthy"
     coordinator.release()
-    wait(coordinator.healthy, PATIENCE_SECONDS, coordinator.log.read_text())
+    coordinator.settle()
     sites = {
         name: _site(tmp_path / name, name, number, stack, server)
         for number, name in enumerate(SITES)
     }
     for name, site in sites.items():
         for container in site.running.values():
-            wait(container.healthy, PATIENCE_SECONDS, f"{container.root}: not healthy")
+            container.settle()
             _check_sealed(container)
+        site("exec worker voxfed site check --role worker")
+        site("exec courier voxfed site check --role courier")
         _check_worker(site.running["worker"])
         _check_courier(site.running["courier"], tmp_path / name)
     _check_sealed(coordinator)
@@ -179,8 +180,9 @@ def test_two_hospitals_in_containers_finish_a_round(tmp_path: Path, stack: ExitS
     stack.callback(running.kill)
     for name, site in sites.items():
         offered = tmp_path / name / "site/worker/approvals/first/plan.toml"
-        wait(offered.exists, PATIENCE_SECONDS, f"no plan came to {name}")
+        wait(offered.exists, 90, f"no plan came to {name}")
         site("exec worker voxfed site approve first")
+    assert "nothing waits" in sites[name]("exec worker voxfed site approve")
     assert running.wait(120) == 0, (tmp_path / "run.log").read_text()
     done = json.loads((home / "studies/first/rounds/000001/facts.json").read_text())
     assert set(done["epsilon"]) == set(SITES)

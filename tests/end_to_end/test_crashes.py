@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from federation import Done, Federation
-from machine import wait_for
 from voxfed.client.site import Site
 from voxfed.server.coordinator import Coordinator
 from voxfed.server.store import Store
@@ -60,7 +59,7 @@ def wait_for_round(federation: Federation, study: str) -> None:
         couriers = [federation.running("client.courier", site) for site in SITES]
         return (facts.get("state"), facts.get("round")) == ("training", 2) and all(couriers)
 
-    wait_for(at_work, 120, "the second round")
+    federation.wait(at_work, 120, "the second round")
 
 
 def kill(processes: list[int]) -> None:

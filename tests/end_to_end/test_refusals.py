@@ -129,7 +129,7 @@ def test_one_round_more_than_the_budget_is_refused_with_both_numbers(
     assert study["spent"] <= reserved <= 4.0
     assert wanted > study["spent"]
 
-    other = federation.answer("north", train(plan), weights(federation, plan))
+    other = federation.answer("north", train(plan), b"other tensors")
     assert other.code == messages.RefusalCode.OTHER_REQUEST
     assert federation.ledger("north") == ledger
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 from federation import Federation
-from machine import wait_for
 from voxfed.client.site import Site
 from voxfed.privacy.verification import verify
 from voxfed.study.card import Card
@@ -66,7 +65,7 @@ def audited(federation: Federation, after_rounds: dict[str, float]) -> dict[str,
     )
     for site, folder in federation.sites.items():
         asked = folder / "worker" / "approvals" / "first" / "audits"
-        wait_for(lambda asked=asked: list(asked.glob("*.json")), 60, f"the audit at {site}")
+        federation.wait(lambda asked=asked: list(asked.glob("*.json")), 60, f"the audit at {site}")
         federation.cli("site", "approve", "first", "--audit", "--folder", folder)
     found: dict[str, Any] = federation.finish(run).json
     return found

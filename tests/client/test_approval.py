@@ -1,0 +1,125 @@
+"""Approval: what freezes, what is refused with both numbers, and that a refusal writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from voxfed.client.approval import all_approvals, approve, find, receive, reject
+from voxfed.privacy.terms import agree
+from voxfed.study.errors import LimitRefusal, PlanError, Refusal, VerificationError
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_an_approval_freezes(hospital: Any) -> None:
+    """12 patients declare 10; terms and manifest are on disk; the whole budget is reserved."""
+    found = hospital.approval
+    assert (found.state, found.declared) == ("approved", 10)
+    assert found.terms == agree(hospital.plan, 10)
+    assert len(found.manifest.patients) == 12
+    account = hospital.site.ledger.accounts()["trunks"]
+    assert account.reserved == found.terms.whole
+    assert account.charged == ()
+
+
+def test_an_approval_is_made_once(hospital: Any) -> None:
+    """Asked again nothing is flipped, frozen or reserved anew."""
+    before = _files(hospital.site.worker)
+    approve(hospital.site, "trunks")
+    assert _files(hospital.site.worker) == before
+    with pytest.raises(Refusal, match="approved already"):
+        reject(hospital.site, "trunks", "changed my mind")
+
+
+def test_new_patients_do_not_change_the_terms(hospital: Any) -> None:
+    """q, divisor and sigma stay as they were on the day of approval."""
+    before = hospital.approval.terms
+    (hospital.cohort / "new").mkdir()
+    assert hospital.approval.terms == before
+
+
+@pytest.mark.parametrize(
+    ("limits", "plan", "text"),
+    [
+        ({"lifetime_epsilon": 5.0}, b"", "got 8.0, expected at most 5.0"),
+        ({"delta": 1e-5}, b"", "got 0.001, expected at most 1e-05"),
+        ({"least_noise": 50.0}, b"", "expected at least 50.0"),
+        ({"families": ("gan",)}, b"", "got vae, expected gan"),
+        ({}, b"enabled = false\n", "does not allow training without privacy"),
+    ],
+)
+def test_a_looser_plan_is_refused_with_both_numbers(
+    small_hospital: Callable[..., Any], plan_text: bytes, limits: Any, plan: bytes, text: str
+) -> None:
+    """The site's limits hold whatever the coordinator signs, and nothing is written or spent."""
+    hospital = small_hospital(plan_text.replace(b"[privacy]\n", b"[privacy]\n" + plan), **limits)
+    before = _files(hospital.folder)
+    with pytest.raises(LimitRefusal) as caught:
+        approve(hospital.site, "trunks")
+    assert text in caught.value.message
+    assert _files(hospital.folder) == before
+    assert hospital.site.ledger.accounts() == {}
+
+
+def test_a_file_that_cannot_be_used(undecided: Any) -> None:
+    """A broken scan stops the approval, by name, before anything is reserved."""
+    path = min((undecided.cohort / min(p.name for p in undecided.cohort.iterdir())).iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
+    before = _files(undecided.folder)
+    with pytest.raises(Refusal, match="1 files of the cohort cannot be used") as caught:
+        approve(undecided.site, "trunks")
+    assert path.name in caught.value.message
+    assert _files(undecided.folder) == before
+
+
+def test_rejecting(undecided: Any) -> None:
+    """The reason is kept, the state is rejected, and no budget is reserved."""
+    reject(undecided.site, "trunks", "no resources")
+    found = find(undecided.site, "trunks")
+    assert (found.state, found.reason, found.declared) == ("rejected", "no resources", 0)
+    assert undecided.site.ledger.accounts() == {}
+
+
+def test_a_decided_name_stands_for_one_plan(undecided: Any) -> None:
+    """An undecided plan may be offered anew; after the decision another text is refused."""
+    other = undecided.plan.text + b"# changed\n"
+    assert receive(undecided.site, "trunks", other, b"e").plan.text == other
+    reject(undecided.site, "trunks", "no")
+    with pytest.raises(Refusal, match="decided under another plan"):
+        receive(undecided.site, "trunks", undecided.plan.text, b"e")
+
+
+def test_offers_that_are_not_what_they_say(undecided: Any) -> None:
+    """A plan under another name, or a wrong one, is never written."""
+    before = _files(undecided.folder)
+    with pytest.raises(Refusal, match="names another study"):
+        receive(undecided.site, "tracks", undecided.plan.text, b"e")
+    with pytest.raises(PlanError):
+        receive(undecided.site, "trunks", b"rounds = 3", b"e")
+    assert _files(undecided.folder) == before
+
+
+@pytest.mark.parametrize("name", ["../../keys", "", "A"])
+def test_names_that_could_leave_the_folder(undecided: Any, name: str) -> None:
+    """A study's name never becomes another path."""
+    with pytest.raises(PlanError):
+        find(undecided.site, name)
+
+
+def test_unknown_study(undecided: Any) -> None:
+    """The error says what was offered."""
+    with pytest.raises(Refusal, match="expected one of: trunks"):
+        find(undecided.site, "hearts")
+    assert [a.folder.name for a in all_approvals(undecided.site)] == ["trunks"]
+
+
+def test_a_garbled_decision_is_no_approval(hospital: Any) -> None:
+    """A file cut short is an error and never taken for pending."""
+    (hospital.approval.folder / "decision.json").write_bytes(b"{")
+    with pytest.raises(VerificationError, match="garbled"):
+        _ = hospital.approval.state

@@ -45,7 +45,7 @@ HOSPITALS = (
     Scanner("harbour", (4.5, 4.5, 6.0), "RAS", 1.25, 0.03, 0.25, 255.0),
     Scanner("valley", (6.0, 4.8, 4.8), "PSR", 0.8, 0.02, 0.18, 4000.0),
 )
-PUBLIC = Scanner("public", (5.5, 5.5, 5.5), "LAI", 1.5, 0.05, 0.35, 600.0)
+PUBLIC = Scanner("public", (5.5, 5.5, 5.5), "LAI", 2.5, 0.05, 0.45, 600.0)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..models.state import tensors_of, to_bytes
 from ..study.plan import StudyPlan
 
 PHANTOMS = 200
-STEPS = 600
+STEPS = 1000
 SECONDS = 55.0
 
 
@@ -43,7 +43,7 @@ def public_base(folder: Path, plan: StudyPlan, progress: Callable[[int, int], No
         torch.from_numpy(volumes),
         steps=STEPS,
         batch=8,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         generator=torch.Generator().manual_seed(0),
         seconds=SECONDS,
         progress=lambda done, total, _: progress(done, total),

@@ -23,10 +23,10 @@ spacing = [6.0, 6.0, 6.0]
 modality = "phantom"
 """
 CT_VOLUMES = """\
-spacing = [9.0, 9.0, 10.0]
+spacing = [8.0, 8.0, 8.0]
 modality = "ct"
 intensity = "window"
-window = [600.0, 1400.0]
+window = [0.0, 1500.0]
 """
 OTHER_VOLUMES = """\
 spacing = [2.0, 2.0, 2.0]

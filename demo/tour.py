@@ -28,7 +28,7 @@ from .base import public_base
 from .cohorts import NAMES, Cohorts, make_cohorts
 from .federation import Federation, free_port, network_of
 from .measures import flip_a_byte
-from .plans import BASE, overtrained_plan, private_plan
+from .plans import BASE, open_plan, overtrained_plan, private_plan
 from .result import SAMPLES, Tour, show_result
 
 MARKER = ".voxfed-demo"
@@ -74,7 +74,8 @@ def _set_up(folder: Path, data: Path | None, family: str, private: bool, began: 
     console.print(f"  {cohorts.patients} patients of {cohorts.source} in three hospitals")
     if cohorts.pseudo_patients:
         console.print("  [yellow]volumes stand as patients: no patient-level claim holds here[/]")
-    sketch = StudyPlan.from_text(private_plan(cohorts, family, b"", private=private))
+    main_plan = private_plan if private else open_plan
+    sketch = StudyPlan.from_text(main_plan(cohorts, family, b""))
     check(sketch)
     _headline("the public base", "fitted to other phantoms; no hospital is asked")
     with progress("public base") as shown:
@@ -90,7 +91,7 @@ def _set_up(folder: Path, data: Path | None, family: str, private: bool, began: 
     sites = {name: _hospital(folder, name, cohorts) for name in NAMES}
     plans = []
     for text, weights in (
-        (private_plan(cohorts, family, base, private=private), base),
+        (main_plan(cohorts, family, base), base),
         (overtrained_plan(cohorts, family), None),
     ):
         plan = StudyPlan.from_text(text)
@@ -138,7 +139,7 @@ def _train(tour: Tour) -> None:
             tour.main,
             "differential privacy per patient" if tour.main.privacy.enabled else "NO PRIVACY",
         ),
-        (tour.overtrained, "no privacy, few patients, far too long: the audit must catch it"),
+        (tour.overtrained, "no privacy, and far too long: the audit must catch it"),
     ):
         _headline(f"training: {plan.name}", words)
         study_commands.run(plan.name, tour.coordinator.folder)

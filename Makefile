@@ -19,10 +19,10 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/voxfed demo $(ARGS)
 
+# One after the other: some start federations, which two cores hold one at a time.
 test: $(READY)
-	$(RUN)pytest -q -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)
+	$(RUN)pytest -q -m "not slow and not gpu" $(ARGS)
 
-# Alone, one after the other: they start whole federations and kill them in the middle.
 test-slow: $(READY)
 	$(RUN)pytest -q -m "slow and not gpu" $(ARGS)
 
@@ -34,7 +34,7 @@ lint: $(READY)
 	MYPYPATH=build/typing $(BIN)/mypy $(MODULES:%=-m voxfed.%) $(PACKAGES:%=-p voxfed.%)
 
 bench: $(READY)
-	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" --quick $(ARGS) || exit 1; done
+	@for file in benchmarks/*.py; do echo "$$file"; $(RUN)python "$$file" --quick $(ARGS) || exit 1; done
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) --version >/dev/null 2>&1 || { echo "voxfed needs $(PYTHON); install it and try again" >&2; exit 1; }

@@ -219,7 +219,8 @@ class Vae(Family):
         cubes = [side // self.spec.patch for side in self.spec.shape]
         shade = self.mean_shade(constant).reshape(n, 1, *cubes)
         smooth = functional.interpolate(shade, size=self.spec.shape, mode="trilinear")
-        return smooth + self.mean_volume(constant).reshape(smooth.shape)
+        both: Tensor = smooth + self.mean_volume(constant).reshape(smooth.shape)
+        return both
 
     def _start_calm(self) -> None:
         """Set first weights from which all paths learn at once: codes of size one, no detail."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,14 @@ class RunningMean:
     """The weighted mean of the updates seen so far; memory does not grow with their number.
 
     Args:
-        weights: the global tensors, as safetensors; an update may name any of them.
+        weights: the global tensors, as safetensors.
+        trained: the tensors that an update holds, all of them and no other.
         update_norm: the largest L2 norm of an update.
     """
 
-    def __init__(self, weights: bytes, update_norm: float) -> None:
+    def __init__(self, weights: bytes, trained: Collection[str], update_norm: float) -> None:
         self._global: Tensors = load(weights)
+        self._trained = set(trained)
         self._limit = update_norm
         self._sum: dict[str, npt.NDArray[np.float64]] = {}
         self._weight = 0.0
@@ -61,8 +63,12 @@ class RunningMean:
         return save({name: np.ascontiguousarray(moved[name]) for name in sorted(moved)})
 
     def _check(self, tensors: Mapping[str, npt.NDArray[np.float32]]) -> float:
-        if self._sum and set(tensors) != set(self._sum):
-            raise WireError("an update has other tensors than the update before it")
+        if set(tensors) != self._trained:
+            raise WireError(
+                "an update holds other tensors than the plan trains",
+                got=f"{len(tensors)} tensors",
+                expected=f"{len(self._trained)}",
+            )
         squares = 0.0
         for name, change in tensors.items():
             known = self._global.get(name)

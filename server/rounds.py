@@ -46,6 +46,7 @@ class Rounds:
         self._coordinator, self._exchange, self._store = coordinator, exchange, store
         self._plan = store.plan
         self._sites = coordinator.sites()
+        self._trained: list[str] = store.rounds()[0].facts["trained"]
         self._lost: set[str] = set()
 
     def train(self, stage: str) -> None:
@@ -159,7 +160,7 @@ class Rounds:
         """Run one round over the sites that take part, and write it down."""
         began = time.monotonic()
         weights = last.weights
-        mean = RunningMean(weights, self._plan.aggregation.update_norm)
+        mean = RunningMean(weights, self._trained, self._plan.aggregation.update_norm)
         self._show("training", round=number, waiting=sorted(sites))
 
         def request(site: str) -> messages.Request:

@@ -39,7 +39,7 @@ def ensure_started(coordinator: Coordinator, store: Store) -> str:
         return record.stage
     from ..study.files import write
 
-    weights, stage = first_weights(plan, store)
+    weights, stage, trained = first_weights(plan, store)
     write(signature, sign_envelope(plan.text, coordinator.key, PLAN_TYPE))
     record = RoundRecord(
         study=plan.name,
@@ -51,20 +51,20 @@ def ensure_started(coordinator: Coordinator, store: Store) -> str:
         replies=(),
         previous=GENESIS,
     )
-    store.keep(0, weights, record.sign(coordinator.key), {"seconds": 0.0, "refused": {}})
+    store.keep(0, weights, record.sign(coordinator.key), {"seconds": 0.0, "trained": trained})
     coordinator.journal.append("study started", study=plan.name, plan=plan.digest)
     return stage
 
 
-def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, str]:
-    """Return the first tensors as safetensors, and the first stage.
+def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, str, list[str]]:
+    """Return the first tensors as safetensors, the first stage, and what is trained.
 
     Raises:
         PlanError: the public weights are not there, not the ones named, or do not fit the family.
     """
     from ..models.registry import build
     from ..models.state import from_bytes, load_into, tensors_of, to_bytes
-    from ..models.trained import add_adapters
+    from ..models.trained import add_adapters, trained_parameters
     from ..study.errors import WireError
 
     family = build(plan)
@@ -83,4 +83,5 @@ def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, str]:
             raise PlanError(f"start.weights do not fit the family: {fault.message}") from None
     if plan.trained == "adapters":
         add_adapters(family)
-    return to_bytes(tensors_of(family)), family.stages[0]
+    trained = trained_parameters(family, plan.trained)
+    return to_bytes(tensors_of(family)), family.stages[0], trained

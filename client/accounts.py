@@ -12,6 +12,8 @@ from ..privacy.ledger import Ledger
 def overview(ledger: Ledger, limit: float) -> dict[str, Any]:
     """Return spent and left for each study and in all, with epsilon after each charge.
 
+    A study without privacy is not `bounded`: no epsilon holds for it, nor for the lifetime then.
+
     Raises:
         VerificationError: the ledger's chain does not hold.
     """
@@ -35,6 +37,7 @@ def overview(ledger: Ledger, limit: float) -> dict[str, Any]:
                 "left": account.left,
                 "delta": account.delta,
                 "closed": account.closed,
+                "bounded": bool(account.reserved),
                 "curve": curve,
             }
         )
@@ -44,6 +47,7 @@ def overview(ledger: Ledger, limit: float) -> dict[str, Any]:
             "spent": ledger.lifetime_spent(),
             "left": ledger.lifetime_left(),
             "limit": limit,
+            "bounded": all(study["bounded"] or not study["rounds"] for study in studies),
         },
         "rows": len(rows),
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -46,6 +49,11 @@ class Approval:
     def declared(self) -> int:
         """The declared size, frozen at approval."""
         return int(str(self._decision().get("declared", 0)))
+
+    @property
+    def plan_digest(self) -> str:
+        """SHA-256 of the plan that the decision is about."""
+        return str(self._decision().get("plan", ""))
 
     @property
     def terms(self) -> Terms:
@@ -92,10 +100,10 @@ def find(site: Site, study: str) -> Approval:
 
 
 def receive(site: Site, study: str, text: bytes, envelope: bytes) -> Approval:
-    """Keep an offered plan with its signature; another plan under a decided name is refused.
+    """Keep an offered plan with its signature; another plan under a known name is refused.
 
     Raises:
-        Refusal: the name stands for another plan that was approved or rejected.
+        Refusal: the name stands for another plan.
         PlanError: the plan is wrong.
     """
     plan = StudyPlan.from_text(text)
@@ -103,15 +111,25 @@ def receive(site: Site, study: str, text: bytes, envelope: bytes) -> Approval:
         raise Refusal("the offer names another study", got=plan.name, expected=study)
     approval = Approval(site.approvals / study)
     kept = approval.folder / "plan.toml"
-    if kept.exists() and kept.read_bytes() == text:
-        return approval
-    if approval.state != "pending":
-        raise Refusal(
-            f"study {study} was decided under another plan", hint="offer it under a new name"
-        )
-    write(approval.folder / "offer.msg", envelope, mode=0o600)
-    write(kept, text, mode=0o600)
+    with deciding(approval):
+        if not kept.exists():
+            write(approval.folder / "offer.msg", envelope, mode=0o600)
+            write(kept, text, mode=0o600)
+        elif kept.read_bytes() != text:
+            raise Refusal(
+                f"study {study} was offered under another plan",
+                hint="offer it under a new name: what an operator reads must be what is approved",
+            )
     return approval
+
+
+@contextmanager
+def deciding(approval: Approval) -> Iterator[None]:
+    """Hold the approval's lock, so that no two processes decide or receive at once (flock(2))."""
+    approval.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (approval.folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_limits(site: Site, plan: StudyPlan, terms: Terms) -> None:
@@ -159,19 +177,40 @@ def approve(site: Site, study: str, progress: Progress | None = None) -> Approva
             written then.
     """
     approval = find(site, study)
-    if approval.state == "approved":
-        return approval
-    plan = approval.plan
-    cohort = read_cohort(site.cohort, plan.volumes.modality)
-    terms = agree(plan, declared_size(len(cohort.patients)))
-    check_limits(site, plan, terms)
-    _check_files(site, plan)
-    manifest = freeze(cohort, plan.volumes.modality, plan.audit_fraction, progress)
-    site.ledger.reserve(study, plan.digest, terms.whole, delta=plan.privacy.delta)
-    write(approval.folder / "manifest.json", manifest.model_dump_json().encode(), mode=0o600)
-    approval.decide(decision="approved", declared=terms.declared, sigma=terms.sigma)
-    site.journal.append("approved", study=study, plan=plan.digest, declared=terms.declared)
+    with deciding(approval):
+        if approval.state == "rejected":
+            raise Refusal(
+                f"study {study} was rejected", hint="ask the coordinator to offer it anew, renamed"
+            )
+        if approval.state == "pending":
+            _freeze_and_reserve(site, approval, progress)
     return approval
+
+
+def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | None) -> None:
+    """Approve under the lock; whatever a crash leaves undone is taken up by the next approval."""
+    plan = approval.plan
+    frozen = approval.folder / "manifest.json"
+    if frozen.exists():
+        patients = len(approval.manifest.patients)
+    else:
+        cohort = read_cohort(site.cohort, plan.volumes.modality)
+        patients = len(cohort.patients)
+    terms = agree(plan, declared_size(patients))
+    check_limits(site, plan, terms)
+    if not frozen.exists():
+        _check_files(site, plan)
+        manifest = freeze(cohort, plan.volumes.modality, plan.audit_fraction, progress)
+        write(frozen, manifest.model_dump_json().encode(), mode=0o600)
+    try:
+        site.ledger.reserve(plan.name, plan.digest, terms.whole, delta=plan.privacy.delta)
+    except Refusal:
+        frozen.unlink()
+        raise
+    approval.decide(
+        decision="approved", plan=plan.digest, declared=terms.declared, sigma=terms.sigma
+    )
+    site.journal.append("approved", study=plan.name, plan=plan.digest, declared=terms.declared)
 
 
 def reject(site: Site, study: str, reason: str) -> None:
@@ -181,11 +220,13 @@ def reject(site: Site, study: str, reason: str) -> None:
         Refusal: the plan was approved already.
     """
     approval = find(site, study)
-    if approval.state == "approved":
-        raise Refusal(
-            f"study {study} was approved already", hint="stop the worker to take no further part"
-        )
-    approval.decide(decision="rejected", reason=reason)
+    with deciding(approval):
+        if approval.state == "approved":
+            raise Refusal(
+                f"study {study} was approved already",
+                hint="stop the worker to take no further part",
+            )
+        approval.decide(decision="rejected", plan=approval.plan.digest, reason=reason)
     site.journal.append("rejected", study=study, plan=approval.plan.digest)
 
 

@@ -23,22 +23,29 @@ class AuditOffer:
     """One audit that the coordinator asked for, by the weights' digest.
 
     Attributes:
-        number: counts the audits of the study from 1.
         weights_digest: SHA-256 of the weights.
-        approved: whether the operator allowed it.
+        round: the round that they came out of.
+        number: counts the allowed audits of the study from 1; 0 while it is not allowed.
     """
 
-    number: int
     weights_digest: str
-    approved: bool
+    round: int
+    number: int
 
 
-def check_lineage(site: Site, approval: Approval, request: AuditRequest, weights: bytes) -> None:
-    """Raise VerificationError unless the weights are those of a signed round of this study.
+def check_lineage(
+    site: Site, approval: Approval, request: AuditRequest, weights: bytes
+) -> RoundRecord:
+    """Return the signed record of the round that the weights came out of.
 
     Guarantee:
         The coordinator signed that these weights came out of a round that holds the very reply
-        which this site charged for it; weights made up later carry no such record.
+        which this site charged for it, and must answer for that signature.
+    Assumes:
+        Nothing more: a coordinator that signs a false record is not found here.
+
+    Raises:
+        VerificationError: there is no such record.
     """
     record = RoundRecord.open(request.lineage.encode(), site.coordinator_key)
     claims = {
@@ -67,45 +74,53 @@ def check_lineage(site: Site, approval: Approval, request: AuditRequest, weights
     ]
     if own and not set(own) & set(record.replies):
         raise VerificationError("the lineage leaves out this site's own update of that round")
+    return record
 
 
 def offers(approval: Approval) -> list[AuditOffer]:
-    """Return the audits that were asked for, in their order."""
+    """Return the audits that were asked for, those of later rounds last."""
     found = []
     for path in (approval.folder / "audits").glob("*.json"):
         facts = json.loads(path.read_bytes())
-        found.append(AuditOffer(facts["number"], path.stem, facts["approved"]))
-    return sorted(found, key=lambda offer: offer.number)
+        found.append(AuditOffer(path.stem, facts["round"], facts["number"]))
+    return sorted(found, key=lambda offer: (offer.round, offer.weights_digest))
 
 
-def approved_number(approval: Approval, request: AuditRequest) -> int | None:
-    """Return the audit's number if the operator approved it; note it as pending otherwise."""
+def approved_number(approval: Approval, record: RoundRecord) -> int:
+    """Return the audit's number if the operator allowed it; note it as pending otherwise.
+
+    Returns:
+        0 while the operator has not decided, and -1 where the study's audits are spent.
+    """
     known = {offer.weights_digest: offer for offer in offers(approval)}
-    offer = known.get(request.payload_digest)
-    if offer is None:
-        _keep(approval, AuditOffer(len(known) + 1, request.payload_digest, approved=False))
-        return None
-    return offer.number if offer.approved else None
+    if record.weights_digest in known and known[record.weights_digest].number:
+        return known[record.weights_digest].number
+    if sum(offer.number > 0 for offer in known.values()) >= approval.plan.privacy.audits:
+        return -1
+    _keep(approval, AuditOffer(record.weights_digest, record.round, 0))
+    return 0
 
 
-def approve_audits(site: Site, approval: Approval) -> int:
-    """Allow every pending audit of the study; return how many there were.
+def approve_audit(site: Site, approval: Approval) -> AuditOffer:
+    """Allow the pending audit of the latest round, and return it.
 
     Raises:
-        Refusal: the study's audits are spent.
+        Refusal: no audit is pending, or the study's audits are spent.
     """
-    pending = [offer for offer in offers(approval) if not offer.approved]
+    known = offers(approval)
+    pending = [offer for offer in known if not offer.number]
+    number = sum(offer.number > 0 for offer in known) + 1
     limit = approval.plan.privacy.audits
-    for offer in pending:
-        if offer.number > limit:
-            raise Refusal(
-                "the study's audits are spent", got=f"audit {offer.number}", expected=f"{limit}"
-            )
-        _keep(approval, AuditOffer(offer.number, offer.weights_digest, approved=True))
-        site.journal.append(
-            "audit approved", study=approval.folder.name, weights=offer.weights_digest
-        )
-    return len(pending)
+    if not pending:
+        raise Refusal("no audit of this study waits for a decision")
+    if number > limit:
+        raise Refusal("the study's audits are spent", got=f"audit {number}", expected=f"{limit}")
+    allowed = AuditOffer(pending[-1].weights_digest, pending[-1].round, number)
+    _keep(approval, allowed)
+    site.journal.append(
+        "audit allowed", study=approval.folder.name, weights=allowed.weights_digest, number=number
+    )
+    return allowed
 
 
 def audit(
@@ -172,6 +187,5 @@ def _samples(family: Any, n: int, weights: bytes) -> Any:
 
 
 def _keep(approval: Approval, offer: AuditOffer) -> None:
-    facts = {"number": offer.number, "approved": offer.approved}
     path = approval.folder / "audits" / f"{offer.weights_digest}.json"
-    write(path, canonical(facts), mode=0o600)
+    write(path, canonical({"round": offer.round, "number": offer.number}), mode=0o600)

@@ -131,7 +131,7 @@ def approve(
     """List what waits for a decision, or approve a study: the cohort is frozen, its budget set."""
     from .approval import all_approvals, find
     from .approval import approve as approve_plan
-    from .auditing import approve_audits
+    from .auditing import approve_audit
 
     site = _site(folder)
     if not study:
@@ -145,8 +145,11 @@ def approve(
         console.print("approve with `voxfed site approve STUDY`" if waiting else "nothing waits")
         return
     if audit:
-        n = approve_audits(site, find(site, study))
-        console.print(f"{n} audit{'s' if n != 1 else ''} of {study} allowed")
+        allowed = approve_audit(site, find(site, study))
+        console.print(
+            f"audit {allowed.number} of {study} allowed: the weights of round {allowed.round}, "
+            f"sha256 {allowed.weights_digest[:16]}"
+        )
         return
     with progress("freezing the cohort", hidden=as_json) as shown:
         approval = approve_plan(site, study, shown)
@@ -249,7 +252,7 @@ def ledger(folder: Folder = HERE, as_json: AsJson = False) -> None:
             (
                 s["study"],
                 s["rounds"],
-                f"{s['spent']:.4f}",
+                f"{s['spent']:.4f}" if s["bounded"] else "NO BOUND",
                 f"{s['left']:.4f}",
                 s["delta"],
                 s["closed"],
@@ -258,10 +261,24 @@ def ledger(folder: Folder = HERE, as_json: AsJson = False) -> None:
         ],
     )
     lifetime = document["lifetime"]
+    if not lifetime["bounded"]:
+        console.print("[bold red]no lifetime bound holds: a study trained without privacy[/]")
     console.print(
         f"lifetime (Renyi filter): {lifetime['spent']:.4f} spent, {lifetime['left']:.4f} left "
         f"of {lifetime['limit']:g}; {document['rows']} rows, chain intact"
     )
+
+
+@site_app.command()
+def close(
+    study: Annotated[str, typer.Argument(help="The study.")],
+    folder: Folder = HERE,
+) -> None:
+    """End a study at this site for good: what it reserved and has not spent is given back."""
+    site = _site(folder)
+    site.ledger.close(study)
+    site.journal.append("closed", study=study)
+    console.print(f"{study} closed, lifetime left: {site.ledger.lifetime_left():.4f}")
 
 
 def _summary(site: Site, approval: Approval) -> dict[str, Any]:
@@ -281,7 +298,7 @@ def _summary(site: Site, approval: Approval) -> dict[str, Any]:
         "epsilon asked": plan.privacy.epsilon if plan.privacy.enabled else "NO PRIVACY",
         "lifetime left": f"{site.ledger.lifetime_left():.3f}",
         "what leaves": ", ".join(_leaving(approval)),
-        "audits waiting": sum(not offer.approved for offer in offers(approval)),
+        "audits waiting": sum(not offer.number for offer in offers(approval)),
     }
     if approval.state == "pending":
         try:
@@ -299,10 +316,19 @@ def _leaving(approval: Approval) -> list[str]:
     """Return, by name, what leaves the site in this study."""
     privacy = approval.plan.privacy
     noised = "noised " if privacy.enabled else "EXACT "
-    leaving = [f"{noised}update of each round", "declared size", "ledger head", "epsilon spent"]
+    leaving = [
+        "band of patients, modalities, spacing range, device and limits (asked at any time)",
+        "declared size, faces removed or not",
+        f"{noised}update of each round",
+        "ledger head",
+        "epsilon spent",
+        "a code from a list for each refusal",
+    ]
     if privacy.metric_noise is not None or not privacy.enabled:
         leaving.append(f"{noised}mean loss")
-    leaving.append(f"{privacy.audit_counts} histograms of at most {privacy.audits} audits")
+    copies = " and copy counts" if privacy.audit_counts == "exact" else ""
+    shown = privacy.audit_counts.replace("exact", "EXACT")
+    leaving.append(f"{shown} histograms{copies} of at most {privacy.audits} audits")
     return leaving
 
 

@@ -12,6 +12,11 @@ from .cohort import Image, modality_of, read_cohort
 from .nifti import read_spacing
 from .site import Site
 
+BIDS = "t1w t2w t2star t2starw pdw pdt2 inplanet1 inplanet2 flair angio swi dwi bold asl"
+COMMON = "t1 t2 pd adc ct cbct cta pet suv spect mr mri mra us dose phantom"
+MODALITIES = frozenset(f"{BIDS} {COMMON}".split())
+"""Names that may leave: BIDS suffixes and the common modalities."""
+
 BANDS = (10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -27,7 +32,7 @@ def describe(site: Site) -> Description:
     limits = site.settings.limits
     return Description(
         patients=band(len(cohort.patients)),
-        modalities=tuple(sorted({modality_of(image.path) for image in images}))[:32],
+        modalities=tuple(sorted({_known(modality_of(image.path)) for image in images})),
         spacing=spacing,
         labels=any(image.label or image.mask for image in images),
         device=_device(site.settings.device),
@@ -37,6 +42,11 @@ def describe(site: Site) -> Description:
         defaced=site.settings.defaced,
         version=__version__,
     )
+
+
+def _known(modality: str) -> str:
+    """Return a modality that stands in a list; a file's name may hold a patient's."""
+    return modality if modality in MODALITIES else "other"
 
 
 def band(n: int) -> str:

@@ -13,6 +13,7 @@ from ..study.errors import CohortChanged, Refusal, VerificationError, VolumeErro
 from .cohort import Cohort, digest
 
 Progress = Callable[[int, int], None]
+LEAST_HELD_OUT = 2
 
 
 class FrozenFile(BaseModel):
@@ -69,26 +70,27 @@ def freeze(
     """Read every file's digest and flip the coins of the audit.
 
     Raises:
-        Refusal: after the flips too few patients are left on one side.
+        Refusal: so few patients that fewer than 2 would be held out on average. The number alone
+            decides: a refusal after the flips would let them be repeated until they please.
     """
+    expected = len(cohort.patients) * audit_fraction / 2
+    if expected < LEAST_HELD_OUT:
+        raise Refusal(
+            "the cohort is too small for the audit's split",
+            got=f"{len(cohort.patients)} patients, {expected:g} held out on average",
+            expected=f"{LEAST_HELD_OUT} or more held out",
+            hint="add patients, or ask the coordinator for another audit_fraction",
+        )
     files: dict[str, tuple[FrozenFile, ...]] = {}
     for done, (patient, images) in enumerate(cohort.patients.items(), start=1):
         files[patient] = tuple(_frozen(cohort.folder, image.path) for image in images)
         if progress is not None:
             progress(done, len(cohort.patients))
     names = sorted(files)
-    drawn = sampling.choose(len(names), round(audit_fraction * len(names)))
-    flipped = [names[i] for i in drawn]
+    # Drawn one by one: with a fixed number, one patient more would push another out of the audit.
+    flipped = sampling.poisson(names, audit_fraction)
     heads = dict(zip(flipped, sampling.flip(len(flipped)), strict=True))
     members = tuple(name for name in names if heads.get(name, True))
-    held_out = len(names) - len(members)
-    if len(members) < 2 or held_out < 2:
-        raise Refusal(
-            "the cohort is too small for the audit's split",
-            got=f"{len(members)} to train and {held_out} held out",
-            expected="2 or more of each",
-            hint="add patients, or ask the coordinator for another audit_fraction",
-        )
     return Manifest(modality=modality, patients=files, members=members, flipped=tuple(flipped))
 
 

@@ -8,6 +8,7 @@ from ..study.errors import VoxfedError
 from .approval import all_approvals
 from .check import as_json, check_cohort, unreadable_by
 from .manifest import Progress
+from .processes import without_network
 from .site import Site, read_address
 
 Row = dict[str, str]
@@ -47,7 +48,7 @@ def check_data(
         head = site.ledger.verify_chain()
     except VoxfedError as fault:
         return [], [_row("site", "FAIL", fault.message, fault.hint)]
-    rows = [_row("ledger", "PASS", f"{head.length} rows, chain intact", "")]
+    rows = [_row("ledger", "PASS", f"{head.length} rows, chain intact", ""), _network_row()]
     if uid is not None:
         unreadable = unreadable_by(site.cohort, uid, uid)
         found = f"{len(unreadable)} unreadable by user {uid}: {', '.join(unreadable[:5])}"
@@ -60,6 +61,14 @@ def check_data(
         if approval.state != "rejected":
             rows.append(_rehearsed(site, approval.folder.name))
     return files, rows
+
+
+def _network_row() -> Row:
+    """Say whether the worker will run without network."""
+    if without_network():
+        return _row("worker's network", "PASS", "none: a namespace of its own", "")
+    remedy = "allow network namespaces, or use the container, which has network_mode: none"
+    return _row("worker's network", "WARN", "this machine allows no namespaces", remedy)
 
 
 def _rehearsed(site: Site, study: str) -> Row:

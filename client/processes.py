@@ -175,7 +175,9 @@ def _start(site: Site, role: Role, health_port: int | None) -> subprocess.Popen[
     command += ["--folder", str(site.folder)]
     if health_port is not None and role == "courier":
         command += ["--health-port", str(health_port)]
-    with (site.run / f"{role}.log").open("ab") as log:
+    # Its log may name patients: it lies where the courier cannot read.
+    owned = site.worker if role == "worker" else site.courier
+    with (owned / f"{role}.log").open("ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )

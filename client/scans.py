@@ -12,7 +12,7 @@ import torch
 from ..models.base import Batch
 from ..study.plan import VolumeSettings
 from .cache import VolumeCache
-from .manifest import Manifest, Progress, check_unchanged
+from .manifest import Manifest, check_unchanged
 
 MEMORY_BYTES = 2 * 1024**3
 """Volumes kept in memory, at most; further ones are read from the cache on disk."""
@@ -66,13 +66,6 @@ class Scans:
     def table(self, patients: Sequence[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
         """Return the volumes of several patients by name."""
         return {patient: self.volumes(patient) for patient in patients}
-
-    def warm(self, progress: Progress | None = None) -> None:
-        """Preprocess every volume of the study into the cache."""
-        for done, patient in enumerate(self._manifest.patients, start=1):
-            self.volumes(patient)
-            if progress is not None:
-                progress(done, len(self._manifest.patients))
 
     def _volume(self, path: str, sha256: str) -> npt.NDArray[np.float32]:
         if sha256 in self._kept:

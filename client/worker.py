@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ..study.errors import (
     WireError,
 )
 from ..study.messages import RefusalCode
-from .approval import Approval, find, receive
+from .approval import Approval, check_limits, find, receive
 from .outbox import Outbox
 from .site import Site
 
@@ -62,9 +63,10 @@ class Worker:
             reply, payload = self._dispatch(message)
         except Exception as fault:  # any text may name a patient: only a code leaves
             code = _code(fault)
-            self._site.journal.append(
-                "refused", code=code.value, error=str(fault), trace=traceback.format_exc()
-            )
+            with contextlib.suppress(ProcessError):  # a full disk must not hide the code
+                self._site.journal.append(
+                    "refused", code=code.value, error=str(fault), trace=traceback.format_exc()
+                )
             reply, payload = messages.Refused(code=code), b""
         return messages.encode(reply, self._site.key, payload)
 
@@ -107,6 +109,11 @@ class Worker:
         approval = self._approved(header.study, header.plan_digest)
         key = RoundKey(header.study, str(header.branch), header.stage, header.round)
         events = approval.terms.per_round
+        if not events and (header.branch, header.round) > (0, approval.plan.rounds):
+            # No reservation bounds a study without privacy, so its plan must.
+            raise BudgetExhausted(
+                "the plan holds no such round", got=header.round, expected=approval.plan.rounds
+            )
 
         def work() -> tuple[messages.Message, bytes]:
             from ..models.state import from_bytes, to_bytes
@@ -139,14 +146,14 @@ class Worker:
 
         approval = self._approved(header.study, header.plan_digest)
         try:
-            auditing.check_lineage(self._site, approval, header, payload)
+            record = auditing.check_lineage(self._site, approval, header, payload)
         except VerificationError as fault:
             raise _Coded(RefusalCode.LINEAGE, fault.message) from None
-        number = auditing.approved_number(approval, header)
-        if number is None:
-            raise _Coded(RefusalCode.AUDIT_NOT_APPROVED, "the operator has not approved this audit")
-        if number > approval.plan.privacy.audits:
+        number = auditing.approved_number(approval, record)
+        if number < 0:
             raise _Coded(RefusalCode.AUDITS_SPENT, "the study's audits are spent")
+        if not number:
+            raise _Coded(RefusalCode.AUDIT_NOT_APPROVED, "the operator has not approved this audit")
         key = RoundKey(header.study, "0", "audit", number)
         events = approval.terms.per_audit
 
@@ -183,7 +190,10 @@ class Worker:
                 raise _Coded(RefusalCode.ROLLED_BACK, fault.message) from None
         done = ledger.begin(key, digest, events)
         if done is not None:
-            reply = self._outbox.get(key, done.reply_digest)
+            try:
+                reply = self._outbox.get(key, done.reply_digest)
+            except VerificationError as fault:
+                raise _Coded(RefusalCode.REPLY_LOST, fault.message) from None
         else:
             try:
                 require_space(self._site.worker, needed)
@@ -199,12 +209,19 @@ class Worker:
         return messages.Receipt(head=messages.Head(length=head.length, digest=head.digest)), reply
 
     def _approved(self, study: str, plan_digest: str) -> Approval:
-        approval = find(self._site, study)
+        try:
+            approval = find(self._site, study)
+        except Refusal as fault:
+            raise _Coded(RefusalCode.NOT_APPROVED, fault.message) from None
         if approval.state != "approved":
             code = RefusalCode(approval.state)
             raise _Coded(code, f"study {study} is {approval.state}")
-        if approval.plan.digest != plan_digest:
+        plan, reserved = approval.plan, self._site.ledger.accounts().get(study)
+        approved = {plan.digest, approval.plan_digest, reserved.plan_digest if reserved else ""}
+        if approved != {plan_digest}:
             raise _Coded(RefusalCode.NOT_APPROVED, f"another plan of study {study} was approved")
+        # Read anew: limits that the operator tightened hold for studies that run.
+        check_limits(Site(self._site.folder), plan, approval.terms)
         return approval
 
     def _prepared(self, approval: Approval) -> Warm:

@@ -213,7 +213,7 @@ class Ledger:
                 "the ledger does not continue the one that the coordinator has seen",
                 got=f"row {held.length} with digest {held.digest[:12]}",
                 expected=f"row {echo.length} with digest {echo.digest[:12]}",
-                hint="an old copy was put back; run voxfed site ledger recover",
+                hint="an old copy was put back: restore the newest; nothing trains until then",
             )
 
     def accounts(self) -> dict[str, Account]:
@@ -248,7 +248,7 @@ class Ledger:
                 f"the lifetime budget does not hold study {study}",
                 got=f"epsilon {cost:.4g} in all with it, at delta {self._delta:.3g}",
                 expected=f"at most {self._cap:.4g}",
-                hint="ask for less, or close studies that are over",
+                hint="ask for less, or give back what is over with `voxfed site close STUDY`",
             )
 
     def _check_affordable(

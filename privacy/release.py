@@ -111,6 +111,9 @@ class WorstSiteMembership:
             detail = "no site measured whether members can be told from non-members"
             return Finding(self.name, Verdict.WARN, None, limit, detail)
         worst = max(evidence.memberships, key=lambda found: found.corrected.low)
+        if all(m.auc.low <= 0 and m.auc.high >= 1 for m in evidence.memberships):
+            detail = "the noised counts say nothing about members: the groups are too small"
+            return Finding(self.name, Verdict.WARN, None, limit, detail)
         low, value = worst.corrected.low, worst.auc.value
         detail = (
             f"an attacker tells members from non-members at {worst.site} with an AUC of "
@@ -196,7 +199,7 @@ class AuditComplete:
         answered = len(evidence.sites)
         trained = answered + len(evidence.absent)
         if answered == trained and answered:
-            detail = f"all {answered} sites that trained answered"
+            detail = f"all {answered} sites that trained, as the coordinator states, answered"
             return Finding(self.name, Verdict.PASS, answered, trained, detail)
         warned = answered and evidence.private
         names = ", ".join(sorted(evidence.absent)) or "every site"

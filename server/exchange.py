@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -30,7 +30,13 @@ class Exchange:
         """Return the Flower node id of each enrolled site that is online now, by its name."""
         return {node.name: node.node_id for node in self._grid.get_nodes() if node.name}
 
-    def ask(self, requests: Mapping[str, bytes], *, deadline: float) -> Iterator[tuple[str, bytes]]:
+    def ask(
+        self,
+        requests: Iterable[tuple[str, bytes]],
+        *,
+        deadline: float,
+        optional: Collection[str] = (),
+    ) -> Iterator[tuple[str, bytes]]:
         """Send each named site its request and yield (site, reply) in the order of arrival.
 
         A reply is fetched only when the one before has been dealt with, so memory holds one at a
@@ -38,13 +44,18 @@ class Exchange:
         its error code is logged; the caller sees who is missing.
 
         Args:
-            requests: bytes for each site's name.
+            requests: site and bytes; each is sent before the next is asked for.
             deadline: seconds from now until the iteration ends, complete or not; the messages
                 themselves expire then too, so that no late reply is kept.
+            optional: once only these are waited for, they get as long again as the others took.
         """
-        ends = time.monotonic() + deadline
+        began = time.monotonic()
+        ends, shortened = began + deadline, False
         waiting = self._push(requests, deadline)
         while waiting and time.monotonic() < ends:
+            if not shortened and set(waiting.values()) <= set(optional):
+                shortened = True
+                ends = min(ends, 2 * time.monotonic() - began)
             arrived = False
             for message_id in list(waiting):
                 for message in self._grid.pull_messages([message_id]):
@@ -60,9 +71,9 @@ class Exchange:
         for site in waiting.values():
             _LOG.warning("no reply from %s within %.0f s", site, deadline)
 
-    def _push(self, requests: Mapping[str, bytes], deadline: float) -> dict[str, str]:
+    def _push(self, requests: Iterable[tuple[str, bytes]], deadline: float) -> dict[str, str]:
         nodes, waiting = self.nodes(), {}
-        for site, request in requests.items():
+        for site, request in requests:
             if site not in nodes:
                 _LOG.warning("%s is not online", site)
                 continue

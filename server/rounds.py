@@ -136,7 +136,7 @@ class Rounds:
                 break
             self._show("approval", decisions=decisions, waiting=open_sites)
             left = min(60.0, ends - time.monotonic())
-            requests = {s: self._signed(request(s), plan.text) for s in open_sites}
+            requests = ((s, self._signed(request(s), plan.text)) for s in open_sites)
             for site, reply in self._exchange.ask(requests, deadline=left):
                 decision = self._opened(site, reply, messages.Decision)
                 if decision is not None and decision.plan_digest == plan.digest:
@@ -173,6 +173,9 @@ class Rounds:
                 echo=self._coordinator.head(site),
             )
 
+        asked_digest = {
+            site: messages.header_digest(messages.bound(request(site), weights)) for site in sites
+        }
         replies: dict[str, str] = {}
         facts: dict[str, Any] = {"epsilon": {}, "loss": {}, "norm": {}}
         refused: dict[str, str] = {}
@@ -183,8 +186,8 @@ class Rounds:
                 refused[site] = "unreadable"
                 continue
             update = opened.header
-            if (update.study, update.round, update.stage) != (self._plan.name, number, stage):
-                refused[site] = "another-round"
+            if update.request_digest != asked_digest[site]:
+                refused[site] = "another-request"
                 continue
             try:
                 facts["norm"][site] = mean.add(opened.payload, sites[site])
@@ -250,13 +253,15 @@ class Rounds:
     ) -> Iterator[tuple[str, bytes]]:
         """Yield each site's reply once; ask again who is silent or waits for its operator.
 
-        Sites in `lost` missed the round before: they are asked, and not waited for.
+        Sites in `lost` missed the round before: they are asked, and waited for only as long again
+        as the others took.
         """
         ends = time.monotonic() + deadline
         open_sites = set(sites)
         while open_sites - set(lost) and time.monotonic() < ends:
-            asked = {s: self._signed(request(s), payload) for s in sorted(open_sites)}
-            for site, reply in self._exchange.ask(asked, deadline=ends - time.monotonic()):
+            asked = ((s, self._signed(request(s), payload)) for s in sorted(open_sites))
+            left = ends - time.monotonic()
+            for site, reply in self._exchange.ask(asked, deadline=left, optional=lost):
                 code = self._refusal(site, reply)
                 if code is None:
                     open_sites.discard(site)
@@ -313,10 +318,10 @@ def opened(reply: bytes, key: PublicKey, kind: type[Any]) -> Any:
 def describe(coordinator: Coordinator, exchange: Exchange, deadline: float) -> None:
     """Ask every enrolled site what it agreed to say of itself, and keep the answers."""
     sites = coordinator.sites()
-    requests = {
-        site: messages.encode(messages.DescribeRequest(site=site), coordinator.key)
+    requests = (
+        (site, messages.encode(messages.DescribeRequest(site=site), coordinator.key))
         for site in sites
-    }
+    )
     for site, reply in exchange.ask(requests, deadline=deadline):
         description = opened(reply, sites[site].key, messages.Description)
         if description is not None:

@@ -58,6 +58,7 @@ class RefusalCode(StrEnum):
     LINEAGE = "lineage"
     AUDITS_SPENT = "audits-spent"
     AUDIT_NOT_APPROVED = "audit-not-approved"
+    REPLY_LOST = "reply-lost"
     DEVICE = "device"
     DISK = "disk"
     GARBLED = "garbled"
@@ -190,15 +191,16 @@ Message = Request | Reply
 _HEADERS: TypeAdapter[Any] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
+def bound(header: Message, payload: bytes) -> Message:
+    """Return the header with the digest and size of its payload."""
+    return header.model_copy(
+        update={"payload_digest": hash_of(payload), "payload_size": len(payload)}
+    )
+
+
 def encode(header: Message, key: SigningKey, payload: bytes = b"") -> bytes:
     """Return the message as bytes, with the payload's digest in the header, signed with `key`."""
-    bound = header.model_copy(
-        update={
-            "payload_digest": hash_of(payload),
-            "payload_size": len(payload),
-        }
-    )
-    text = canonical(bound.model_dump(mode="json"))
+    text = canonical(bound(header, payload).model_dump(mode="json"))
     signature = key.sign(pre_authentication(HEADER_TYPE, text))
     return b"".join([MAGIC, struct.pack(">I", len(text)), text, signature, payload])
 
@@ -236,11 +238,15 @@ def hash_of(payload: bytes) -> str:
 
 
 def request_digest(message: bytes) -> str:
-    """SHA-256 of a request's header, which binds all it asks for, its payload included.
+    """SHA-256 of what a signed request asks for; see `header_digest`."""
+    (size,) = struct.unpack(">I", message[4:8])
+    return header_digest(_HEADERS.validate_json(message[8 : 8 + size], strict=True))
+
+
+def header_digest(header: Message) -> str:
+    """SHA-256 of a bound header, which binds all that it asks for, its payload included.
 
     The echo of the ledger's head and the signature are left out: a request that is asked again
     after a restart is the same request.
     """
-    (size,) = struct.unpack(">I", message[4:8])
-    header = _HEADERS.validate_json(message[8 : 8 + size], strict=True)
     return hash_of(canonical(header.model_dump(mode="json", exclude={"echo"})))

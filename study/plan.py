@@ -152,7 +152,7 @@ class StudyPlan(Table):
     _text: bytes = PrivateAttr(default=b"")
 
     @model_validator(mode="after")
-    def _spacing_of_checkpoints(self) -> Self:
+    def _bounded_draws(self) -> Self:
         if self.privacy.noise_multiplicity * self.privacy.volumes_per_patient > 1024:
             raise ValueError("volumes_per_patient x noise_multiplicity is over 1024")
         return self

@@ -70,7 +70,7 @@ def test_anatomy_is_where_it_belongs(tmp_path: Path) -> None:
         write_cohort(tmp_path / scanner.name, 6, scanner, seed=number)
         paths = sorted((tmp_path / scanner.name).rglob("*visit-1*"))
         mean = np.mean([preprocess(path, SETTINGS)[0] for path in paths], axis=0)
-        assert mean[0].mean() < -0.9
+        assert mean[0].mean() < -0.85  # the public look is noisy, and noise is not below air
         lungs = mean[[8, 15]][:, 11:14, 16:19].mean()
         belly = mean[[8, 15]][:, 11:14, 8:11].mean()
         spine, front = mean[11:13, 7:9, 6:18].mean(), mean[11:13, 1:3, 6:18].mean()

@@ -38,7 +38,7 @@ def main(grid, context):
         message = number.to_bytes(4, "big") + os.urandom(int(context.run_config["size"]))
         started = time.monotonic()
         replies = {}
-        for site, reply in exchange.ask(dict.fromkeys(sites, message), deadline=120):
+        for site, reply in exchange.ask(((s, message) for s in sites), deadline=120):
             replies[site] = reply[:40].decode("latin-1") if reply != message[::-1] else "echo"
         rounds.append({"replies": replies, "seconds": time.monotonic() - started})
     result = {"online": sorted(exchange.nodes()), "rounds": rounds}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from voxfed.client.approval import all_approvals, approve, find, receive, reject
+from voxfed.client.approval import Approval, all_approvals, approve, find, receive, reject
 from voxfed.privacy.terms import agree
 from voxfed.study.errors import LimitRefusal, PlanError, Refusal, VerificationError
 
@@ -85,13 +86,42 @@ def test_rejecting(undecided: Any) -> None:
     assert undecided.site.ledger.accounts() == {}
 
 
-def test_a_decided_name_stands_for_one_plan(undecided: Any) -> None:
-    """An undecided plan may be offered anew; after the decision another text is refused."""
-    other = undecided.plan.text + b"# changed\n"
-    assert receive(undecided.site, "trunks", other, b"e").plan.text == other
+def test_a_name_stands_for_one_plan(undecided: Any) -> None:
+    """What the operator read is what is approved: no other plan takes its place in between."""
+    for text in (undecided.plan.text + b"# changed\n", undecided.plan.text.replace(b"8.0", b"9.0")):
+        with pytest.raises(Refusal, match="offered under another plan"):
+            receive(undecided.site, "trunks", text, b"e")
+    assert approve(undecided.site, "trunks").plan.text == undecided.plan.text
+
+
+def test_a_rejection_is_final(undecided: Any) -> None:
+    """The coordinator was told no, and asks no more."""
     reject(undecided.site, "trunks", "no")
-    with pytest.raises(Refusal, match="decided under another plan"):
-        receive(undecided.site, "trunks", undecided.plan.text, b"e")
+    with pytest.raises(Refusal, match="was rejected"):
+        approve(undecided.site, "trunks")
+
+
+def test_two_approvals_at_once_flip_one_split(undecided: Any) -> None:
+    """A second split would audit as held out who already trained."""
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: approve(undecided.site, "trunks").manifest, range(4)))
+    assert found == [found[0]] * 4
+    assert [row.kind for row in undecided.site.ledger.rows()] == ["reserve"]
+
+
+def test_a_crash_after_the_split_keeps_it(undecided: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Approved again, the study has the coins that fell before the crash."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Approval, "decide", _crash)
+        with pytest.raises(KeyboardInterrupt):
+            approve(undecided.site, "trunks")
+    before = undecided.approval.manifest
+    assert undecided.approval.state == "pending"
+    assert approve(undecided.site, "trunks").manifest == before
+
+
+def _crash(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_offers_that_are_not_what_they_say(undecided: Any) -> None:

@@ -38,10 +38,16 @@ def test_a_description(undecided: Any) -> None:
 
 def test_no_name_of_the_cohort_leaves(undecided: Any) -> None:
     """Neither a patient nor a path is in what the coordinator reads."""
-    text = describe(undecided.site).model_dump_json()
-    names = [path.name for path in undecided.cohort.rglob("*")]
-    assert names
-    assert [name for name in [*names, str(undecided.cohort)] if name in text] == []
+    patient = min(undecided.cohort.iterdir())
+    image = min(patient.glob("*.nii.gz"))
+    for name in ("Mueller Hans 1957-03-02", "scan_Mueller", "1957-03-02_mueller"):
+        (patient / f"{name}.nii.gz").write_bytes(image.read_bytes())
+    found = describe(undecided.site)
+    assert set(found.modalities) == {"phantom", "other"}
+    text = found.model_dump_json().lower()
+    names = {path.name.split(".")[0].lower() for path in undecided.cohort.rglob("*")}
+    assert len(names) > 12
+    assert [word for word in [*names, "mueller", "1957"] if word in text] == []
 
 
 def test_one_broken_file_does_not_silence_the_site(undecided: Any) -> None:

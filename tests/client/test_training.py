@@ -113,12 +113,25 @@ def test_tensors_that_do_not_fit(plan_text: bytes) -> None:
     assert all(torch.equal(before[name], t) for name, t in tensors_of(trainer.family).items())
 
 
-def test_a_diverged_update_never_leaves(plan_text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An update that is not finite is an error at the site, not a poisoned mean."""
+def test_a_diverged_update_is_zeros(plan_text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error would tell, uncharged and again and again, what became of private draws."""
     bad = lambda step, parameters, *rest: [p * torch.nan for p in parameters]  # noqa: E731
     monkeypatch.setattr(training, "private_gradient", bad)
-    with pytest.raises(ProcessError, match="not finite"):
-        make(plan_text).train("autoencoder", Volumes(), MEMBERS)  # type: ignore[arg-type]
+    update = make(plan_text).train("autoencoder", Volumes(), MEMBERS)  # type: ignore[arg-type]
+    assert update
+    assert all(not bool(change.any()) for change in update.values())
+
+
+def test_no_patient_moves_what_is_measured_on_another(
+    plan_text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean loss has the sensitivity that its noise is made for, whoever comes first."""
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(training, "private_mean", lambda values, *_: seen.append(values) or 0.0)
+    trainer = make(plan_text, b"[privacy]", b"[privacy]\nmetric_noise = 1000.0")
+    for members in (MEMBERS, MEMBERS[1:]):
+        trainer.metrics("autoencoder", Volumes(), members)  # type: ignore[arg-type]
+    assert {name: seen[0][name] for name in MEMBERS[1:]} == seen[1]
 
 
 def test_metrics_leave_only_when_the_plan_pays(plan_text: bytes) -> None:

@@ -141,7 +141,7 @@ def test_what_is_not_for_this_site_or_from_its_coordinator(hospital: Any, tmp_pa
         ({"payload": b"not tensors"}, "garbled"),
         ({"echo": messages.Head(length=1, digest=DIGEST)}, "rolled-back"),
         ({"echo": messages.Head(length=9, digest=DIGEST)}, "rolled-back"),
-        ({"study": "unknown"}, "other-request"),
+        ({"study": "unknown"}, "not-approved"),
     ],
 )
 def test_a_signed_request_that_does_not_fit(
@@ -195,7 +195,7 @@ def test_a_lost_reply_is_never_made_again(hospital: Any) -> None:
     """A charged round whose reply is gone is refused: a second draw would be a second release."""
     Worker(hospital.site).answer(hospital.train_request(1))
     shutil.rmtree(hospital.site.worker / "outbox")
-    assert hospital.code(Worker(hospital.site).answer(hospital.train_request(1))) == "signature"
+    assert hospital.code(Worker(hospital.site).answer(hospital.train_request(1))) == "reply-lost"
 
 
 def _raising(fault: BaseException) -> Callable[..., Any]:
@@ -304,7 +304,7 @@ def test_an_audit_waits_for_its_operator(hospital: Any) -> None:
     request = _audit(hospital, hospital.weights)
     assert hospital.code(here.answer(request)) == "audit-not-approved"
     assert hospital.code(here.answer(request)) == "audit-not-approved"
-    assert auditing.approve_audits(hospital.site, hospital.approval) == 1
+    assert auditing.approve_audit(hospital.site, hospital.approval).number == 1
     receipt, committed = hospital.opened(here.answer(request))
     audited, _ = hospital.opened(committed)
     assert audited.counts == "noised"
@@ -318,12 +318,31 @@ def test_an_audit_waits_for_its_operator(hospital: Any) -> None:
     }
 
 
+def test_tightened_limits_hold_for_a_study_that_runs(hospital: Any) -> None:
+    """An operator who raises the least noise in site.toml need not wait for the next study."""
+    here = Worker(hospital.site)
+    hospital.opened(hospital.opened(here.answer(hospital.train_request(1)))[1])
+    settings = hospital.site.worker / "site.toml"
+    settings.write_text(settings.read_text().replace("least_noise = 0.3", "least_noise = 900.0"))
+    assert hospital.code(here.answer(hospital.train_request(2))) == "limits"
+
+
+def test_a_decision_about_another_plan_does_not_count(hospital: Any) -> None:
+    """Even with another plan's text in its folder, an approval holds for the plan it names."""
+    other = hospital.plan.text.replace(b"rounds = 2", b"rounds = 9")
+    (hospital.approval.folder / "plan.toml").write_bytes(other)
+    digest = messages.hash_of(other)
+    reply = Worker(hospital.site).answer(hospital.train_request(1, plan_digest=digest))
+    assert hospital.code(reply) == "not-approved"
+    assert _charges(hospital) == []
+
+
 @pytest.mark.parametrize(
     "more",
     [{"weights_digest": DIGEST}, {"study": "other"}, {"plan_digest": DIGEST}, {"round": 3}],
 )
 def test_weights_without_a_lineage_are_not_audited(hospital: Any, more: dict[str, Any]) -> None:
-    """Weights made to reveal a guessed scan carry no record of a round of this study."""
+    """Weights without the coordinator's signature under a round of this study are refused."""
     reply = Worker(hospital.site).answer(_audit(hospital, hospital.weights, **more))
     assert hospital.code(reply) == "lineage"
     assert auditing.offers(hospital.approval) == []

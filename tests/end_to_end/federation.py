@@ -277,7 +277,8 @@ class Federation:
         logs = [
             *self.folder.glob("*.log"),
             *self.folder.glob("*/*.log"),
-            *self.folder.glob("*/run/*.log"),
+            *self.folder.glob("*/worker/*.log"),
+            *self.folder.glob("*/courier/*.log"),
         ]
         for log in logs:
             print(f"--- {log.relative_to(self.folder)}\n{log.read_text()[-3000:]}")

@@ -14,7 +14,7 @@ from .privacy.commands import audit, officer, release
 from .server import release_commands  # noqa: F401, adds to the audit and release groups
 from .server.commands import server_app
 from .server.study_commands import study_app
-from .study.errors import VoxfedError
+from .study.errors import ProcessError, VoxfedError
 from .study.terminal import console, errors, progress, show_error, show_json, show_table
 
 app = typer.Typer(
@@ -91,6 +91,10 @@ def main() -> None:
     except VoxfedError as fault:
         show_error(fault)
         sys.exit(fault.exit_code)
+    except OSError as fault:
+        where = f"{fault.filename}: " if fault.filename else ""
+        show_error(ProcessError(f"{where}{fault.strerror or fault}"))
+        sys.exit(1)
     except KeyboardInterrupt:
         errors.print("voxfed: stopped")
         sys.exit(130)

@@ -189,6 +189,8 @@ def approve(site: Site, study: str, progress: Progress | None = None) -> Approva
 
 def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | None) -> None:
     """Approve under the lock; whatever a crash leaves undone is taken up by the next approval."""
+    from .training import choose_device
+
     plan = approval.plan
     frozen = approval.folder / "manifest.json"
     if frozen.exists():
@@ -196,6 +198,8 @@ def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | Non
     else:
         cohort = read_cohort(site.cohort, plan.volumes.modality)
         patients = len(cohort.patients)
+    if site.settings.device == "cuda":
+        choose_device("cuda")
     terms = agree(plan, declared_size(patients))
     check_limits(site, plan, terms)
     if not frozen.exists():

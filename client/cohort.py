@@ -188,6 +188,8 @@ class _Survey:
                 folder, "the folder may not be read", "give this user read permission (chmod)"
             )
             return
+        for link in (p for part in parts for p in _folder_links(part)):
+            self.fail(link, "a link to a folder is not followed", "put the folder itself here")
         kept = [p for p in found if self.modality in ("", modality_of(p))]
         for path in kept:
             if self.is_inside(path):
@@ -277,11 +279,17 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
     for parent, folders, plain in os.walk(folder, onerror=stop):
         # a folder that bears an image's name is listed, so that the check can say what it is
-        names = [*plain, *(name for name in folders if name.endswith(SUFFIXES))]
+        names = [*plain, *(n for n in folders if n.endswith(SUFFIXES))]
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in names)
         for name in sorted(names):
             if name.endswith(SUFFIXES) and not name.startswith("."):
                 yield Path(parent) / name
+
+
+def _folder_links(folder: Path) -> Iterator[Path]:
+    """Yields every symbolic link to a folder below one; what it holds would be left out unseen."""
+    for parent, folders, _ in os.walk(folder):
+        yield from (Path(parent) / n for n in sorted(folders) if (Path(parent) / n).is_symlink())
 
 
 def _anat_folders(patient: Path) -> list[Path]:

@@ -66,6 +66,8 @@ def init(
     target = site.folder / "enrolment.json"
     target.write_text(json.dumps(enrolment, indent=1))
     console.print(f"made {site.folder}, limits in worker/site.toml")
+    if not cohort.is_dir():
+        console.print(f"there is no folder {cohort} yet: put the patients there")
     console.print(f"the coordinator's key is {coordinator.key.identifier}: compare by telephone")
     console.print(f"send {target} to the coordinator; your key is {card.key.identifier}")
 
@@ -81,6 +83,8 @@ def check(
     """Check the cohort's files, the network, and one private step of each offered plan."""
     from .preflight import check_data, check_folder, check_network
 
+    if role not in ("", "worker", "courier"):
+        raise UsageError("unknown role", got=role, expected="worker or courier")
     files: list[dict[str, str]] = []
     rows: list[dict[str, str]] = []
     with progress("files", hidden=as_json) as shown:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..study.errors import ProcessError, VoxfedError
+from ..study.terminal import show_error
 from .site import Site, read_address
 
 Role = Literal["worker", "courier"]
@@ -73,7 +74,12 @@ def run_courier(site: Site, health_port: int | None = None) -> None:
 
 
 def watch(site: Site, health_port: int | None = None) -> None:
-    """Start both processes and start again whichever ends, until SIGTERM or SIGINT."""
+    """Start both processes and start again whichever ends, until SIGTERM or SIGINT.
+
+    Raises:
+        VoxfedError: what a process said when it ended by wrong use, a refusal or a failed
+            verification: to start it again would not help.
+    """
     children: dict[Role, subprocess.Popen[bytes]] = {}
     with _noted(site.run, "site"), _stopping(children):
         stopped = _Signals()
@@ -82,6 +88,7 @@ def watch(site: Site, health_port: int | None = None) -> None:
                 child = children.get(role)
                 if child is None or child.poll() is not None:
                     if child is not None:
+                        _report(site, role, child.returncode)
                         time.sleep(RESTART_SECONDS)
                     children[role] = _start(site, role, health_port)
             stopped.wait(0.5)
@@ -89,11 +96,14 @@ def watch(site: Site, health_port: int | None = None) -> None:
 
 def running(site: Site, name: str) -> int | None:
     """Return the process id of a running part of the site ("site", "worker", "courier")."""
-    path = site.run / f"{name}.pid"
+    return _process_in(site.run / f"{name}.pid")
+
+
+def _process_in(path: Path) -> int | None:
     try:
         number, started = path.read_text().split()
         alive = _start_time(int(number)) == started
-    except (OSError, ValueError):
+    except (OSError, ValueError, IndexError):
         return None
     return int(number) if alive else None
 
@@ -175,12 +185,28 @@ def _start(site: Site, role: Role, health_port: int | None) -> subprocess.Popen[
     command += ["--folder", str(site.folder)]
     if health_port is not None and role == "courier":
         command += ["--health-port", str(health_port)]
-    # Its log may name patients: it lies where the courier cannot read.
-    owned = site.worker if role == "worker" else site.courier
-    with (owned / f"{role}.log").open("ab") as log:
+    with _log_of(site, role).open("ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
+
+
+def _log_of(site: Site, role: Role) -> Path:
+    """Return a role's log; the worker's may name patients and lies where no courier reads."""
+    return (site.worker if role == "worker" else site.courier) / f"{role}.log"
+
+
+def _report(site: Site, role: Role, status: int) -> None:
+    """Tell the operator why a process ended; raise its error where another start cannot help."""
+    lines = _log_of(site, role).read_text(errors="replace").splitlines()[-12:]
+    said = [line for line in lines if line.startswith("voxfed: ")][-2:]
+    what = next((x.partition("error: ")[2] for x in said if "error: " in x), "it left no error")
+    hint = next((x.partition("hint: ")[2] for x in said if "hint: " in x), "")
+    fault = VoxfedError(f"the {role} ended: {what}", got=f"exit status {status}", hint=hint)
+    if status in (2, 3, 4):
+        fault.exit_code = status
+        raise fault
+    show_error(fault)
 
 
 @contextlib.contextmanager
@@ -202,6 +228,13 @@ def _stopping(children: dict[Role, subprocess.Popen[bytes]]) -> Iterator[None]:
 def _noted(folder: Path, name: str) -> Iterator[None]:
     """Write down this process while it runs, with its start time: ids are used again."""
     path = folder / f"{name}.pid"
+    other = _process_in(path)
+    if other is not None:
+        raise ProcessError(
+            f"the {name} of this site runs already",
+            got=f"process {other}",
+            hint="stop it first with `voxfed site stop`",
+        )
     try:
         path.write_text(f"{os.getpid()} {_start_time(os.getpid())}")
     except OSError as fault:

@@ -14,6 +14,7 @@ from ..study import messages
 from ..study.errors import (
     BudgetExhausted,
     CohortChanged,
+    DiskError,
     LimitRefusal,
     PlanError,
     ProcessError,
@@ -195,10 +196,7 @@ class Worker:
             except VerificationError as fault:
                 raise _Coded(RefusalCode.REPLY_LOST, fault.message) from None
         else:
-            try:
-                require_space(self._site.worker, needed)
-            except ProcessError as fault:
-                raise _Coded(RefusalCode.DISK, fault.message) from None
+            require_space(self._site.worker, needed)
             header, payload = work()
             reply = messages.encode(header, self._site.key, payload)
             reply_digest = self._outbox.put(key, reply)
@@ -260,6 +258,7 @@ def _code(fault: BaseException) -> RefusalCode:
         (VerificationError, RefusalCode.SIGNATURE),
         (WireError, RefusalCode.GARBLED),
         (PlanError, RefusalCode.GARBLED),
+        (DiskError, RefusalCode.DISK),
         (ProcessError, RefusalCode.DEVICE),
         (Refusal, RefusalCode.OTHER_REQUEST),
     )

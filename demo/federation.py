@@ -67,6 +67,8 @@ class Federation:
 
     def stop(self) -> None:
         """Stop every process that was started, and kill what does not stop."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         for child in reversed(self._children):
             child.terminate()
         for child in reversed(self._children):

@@ -41,7 +41,8 @@ def run_demo(folder: Path, *, data: Path | None, family: str, private: bool) -> 
         VoxfedError: whatever went wrong; the processes are stopped all the same.
     """
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     folder = _fresh(folder.resolve())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["VOXFED_PASSPHRASE"] = secrets.token_hex(16)
@@ -118,7 +119,7 @@ def _hospital(folder: Path, name: str, cohorts: Cohorts) -> Any:
         name=name,
         cohort=cohorts.folders[name],
         folder=target,
-        defaced="not-head" if cohorts.volumes.find("ct") < 0 else "no",
+        defaced="not-head" if "phantom" in cohorts.volumes else "no",
     )
     settings = target / "worker" / "site.toml"
     text = settings.read_text().replace("without_privacy = false", "without_privacy = true")

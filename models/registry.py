@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import tomli_w
 import torch
@@ -75,6 +77,23 @@ def check(plan: StudyPlan) -> VaeSpec:
     except (TypeError, ValueError):
         raise PlanError("the settings hold a value that TOML has not") from None
     return VaeSpec.parse(text, file="the table [settings]", error=PlanError)
+
+
+def faults(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with family and settings in a study file that is wrong elsewhere too."""
+    family, volumes = values.get("family"), values.get("volumes")
+    settings = values.get("settings", {})
+    if family not in names():
+        return [f"family: unknown (got {family!r}, expected {', '.join(names())})"]
+    shape = volumes.get("shape") if isinstance(volumes, dict) else None
+    if not isinstance(settings, dict):
+        return []
+    try:
+        VaeSpec.checked({**settings, "shape": shape or [64, 64, 64]}, file="", error=PlanError)
+    except PlanError as fault:
+        lines = fault.what.splitlines()[1:]
+        return [f"settings.{x.strip()}" for x in lines if not x.strip().startswith("shape")]
+    return []
 
 
 def build(plan: StudyPlan) -> Family:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..study.errors import BudgetExhausted, ProcessError, Refusal, VerificationError
+from ..study.errors import BudgetExhausted, DiskError, Refusal, VerificationError
 from . import accounting, budget
 from .accounting import Event
 from .budget import Account
@@ -276,11 +276,11 @@ def require_space(folder: Path, needed: int) -> None:
         needed: bytes.
 
     Raises:
-        ProcessError: if there is less.
+        DiskError: if there is less.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ProcessError(
+        raise DiskError(
             f"the disk of {folder} is too full for a round",
             got=f"{free} bytes free",
             expected=f"at least {needed} bytes",

@@ -38,3 +38,6 @@ def main(grid: Grid, context: Context) -> None:
     except VoxfedError as fault:
         store.show(state="failed", error=fault.message, hint=fault.hint, exit_code=fault.exit_code)
         raise
+    except Exception as fault:  # the command that waits must learn of it
+        store.show(state="failed", error=f"{type(fault).__name__}: {fault}", hint="", exit_code=1)
+        raise

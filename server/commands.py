@@ -110,12 +110,15 @@ def status(folder: Folder = HERE, as_json: AsJson = False) -> None:
     if as_json:
         show_json({"sites": document, "officers": sorted(coordinator.officers())})
         return
+    if not document:
+        console.print("no site is enrolled: `voxfed server enroll --site FILE`")
     keys = dict.fromkeys(key for facts in document.values() for key in facts)
     rows = [
         [key.replace("_", " "), *(_cell(facts.get(key)) for facts in document.values())]
         for key in keys
     ]
-    show_table("sites (spacing in mm)", ["", *document], rows)
+    if document:
+        show_table("sites (spacing in mm)", ["", *document], rows)
     console.print(f"officers: {', '.join(sorted(coordinator.officers())) or 'none'}")
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import httpx
 import tomli_w
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import Status
@@ -82,7 +83,7 @@ class Control:
         Raises:
             UsageError: the key is not one that Flower takes, or name or key is enrolled already.
         """
-        pem = _as_pem(public_key)
+        pem = node_key_pem(public_key)
         for node in self.nodes():
             if node.name == name or node.public_key.strip() == pem.strip():
                 raise UsageError(
@@ -192,11 +193,11 @@ def _explain(error: OSError | httpx.HTTPError, port: int) -> NoReturn:
     raise ProcessError(what, got=got or "no reason", hint=hint) from None
 
 
-def _as_pem(public_key: bytes) -> bytes:
+def node_key_pem(public_key: bytes) -> bytes:
     """Return an OpenSSH public key as Flower stores it, after checking that it is ECDSA P-384."""
     try:
         key = serialization.load_ssh_public_key(public_key)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise UsageError(

@@ -27,7 +27,9 @@ class CoordinatorSettings(Table):
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and hyphens"
     )
     host: str = Field("0.0.0.0", description="the address to listen at")  # noqa: S104 hospitals reach it
-    public_host: str = Field(description="the name or address that sites connect to")
+    public_host: str = Field(
+        pattern=r"^[A-Za-z0-9.:-]+$", description="the name or address that sites connect to"
+    )
     port: int = Field(8000, ge=1, le=65535, description="the one TCP port, 1 to 65535")
 
 
@@ -84,8 +86,10 @@ class Coordinator:
         """Keep a site's enrolment file: its card and the public key of its node.
 
         Raises:
-            UsageError: the file is no enrolment, or the name is taken by another key.
+            UsageError: the file is no enrolment, or the name or a key is taken.
         """
+        from .control import node_key_pem
+
         try:
             facts = json.loads(enrolment.read_bytes())
             node_key = str(facts["node_key"])
@@ -95,6 +99,7 @@ class Coordinator:
             ) from None
         card = Card.read(enrolment)
         folder = self.folder / "sites" / safe_name(card.name, what="the site's name")
+        node_key_pem(node_key.encode())
         known = self.sites().get(card.name)
         if card.role != "site" or (known is not None and known != card):
             raise UsageError(
@@ -102,6 +107,13 @@ class Coordinator:
                 got=f"{card.role} with key {card.key.identifier}",
                 expected=f"key {known.key.identifier}" if known else "a site",
             )
+        for name, key in self.node_keys().items():
+            if (name == card.name) != (key.decode() == node_key):
+                raise UsageError(
+                    f"the node key of {card.name} cannot be enrolled",
+                    got=f"{name} is enrolled with {'it' if name != card.name else 'another'}",
+                    hint="make the site anew with `voxfed site init`, under another name",
+                )
         write(folder / "node.pub", node_key.encode())
         card.write(folder / "card.json")
         self.journal.append("site enrolled", site=card.name, key=card.key.identifier)

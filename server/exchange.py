@@ -13,6 +13,8 @@ from ..study.errors import WireError
 from ..study.wire import pack, unpack
 
 POLL_SECONDS = 0.3
+LEAST_LIFE = 30.0
+"""Seconds that a message lives at least: Flower fails the whole run over one that expired."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ class Exchange:
         Args:
             requests: site and bytes; each is sent before the next is asked for.
             deadline: seconds from now until the iteration ends, complete or not; the messages
-                themselves expire then too, so that no late reply is kept.
+                themselves expire about then too, so that no late reply is kept.
             optional: once only these are waited for, they get as long again as the others took.
         """
         began = time.monotonic()
@@ -77,7 +79,7 @@ class Exchange:
             if site not in nodes:
                 _LOG.warning("%s is not online", site)
                 continue
-            message = Message(pack(request), nodes[site], "train", ttl=deadline)
+            message = Message(pack(request), nodes[site], "train", ttl=max(deadline, LEAST_LIFE))
             for message_id in self._grid.push_messages([message]):
                 if message_id:
                     waiting[message_id] = site

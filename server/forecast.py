@@ -11,8 +11,8 @@ from ..study.errors import LimitRefusal
 from ..study.messages import Description
 from ..study.plan import StudyPlan
 
-HOPELESS_RATIO = 100.0
-"""Noise to signal of one step above which no study of a few thousand steps averages it away."""
+LOUD_RATIO, HOPELESS_RATIO = 100.0, 1000.0
+"""Noise to signal of one step: above the second not even a million steps average it away."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,24 @@ def forecast(
     if terms.sigma < description.least_noise:
         advice = f"sigma is under its least of {description.least_noise:g}: ask for less epsilon"
         return Forecast(site, patients, terms.rate, terms.sigma, ratio, "FAIL", advice)
+    verdict, advice = _judge(plan, patients, terms.rate, ratio)
+    return Forecast(site, patients, terms.rate, terms.sigma, ratio, verdict, advice)
+
+
+def _judge(plan: StudyPlan, patients: int, rate: float, ratio: float) -> tuple[str, str]:
+    """Return verdict and advice on a plan that a site could agree to."""
     if ratio > HOPELESS_RATIO:
-        advice = "the noise drowns the signal: start from public weights, train fewer parameters"
-        return Forecast(site, patients, terms.rate, terms.sigma, ratio, "WARN", advice)
-    return Forecast(site, patients, terms.rate, terms.sigma, ratio, "PASS", "")
+        return "FAIL", (
+            f"hopeless: the noise of a step is {ratio:.0f} times its signal; ask for more "
+            "epsilon, or train fewer parameters from public weights"
+        )
+    if plan.privacy.delta >= 1 / patients:
+        return "WARN", f"delta protects nobody here: ask for less than 1 in {patients}"
+    if rate >= 1:
+        return "WARN", "every patient is drawn in each step: expect fewer patients per step"
+    if ratio > LOUD_RATIO:
+        return "WARN", "the noise is loud: start from public weights, or train fewer parameters"
+    return "PASS", ""
 
 
 def lower_end(band: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..study import messages
-from ..study.errors import Refusal, VerificationError, WireError
+from ..study.errors import Refusal, UsageError, VerificationError, WireError
 from ..study.identity import PublicKey
 from ..study.messages import RefusalCode, hash_of
 from ..study.record import RoundRecord
@@ -46,6 +46,8 @@ class Rounds:
         self._coordinator, self._exchange, self._store = coordinator, exchange, store
         self._plan = store.plan
         self._sites = coordinator.sites()
+        if not store.rounds():
+            raise UsageError(f"study {self._plan.name} has not started", hint="voxfed study run")
         self._trained: list[str] = store.rounds()[0].facts["trained"]
         self._lost: set[str] = set()
 

@@ -107,7 +107,14 @@ class Store:
     def decisions(self) -> dict[str, dict[str, Any]]:
         """Return what each site last answered to the plan."""
         path = self.folder / "decisions.json"
-        found: dict[str, dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else {}
+        try:
+            found: dict[str, dict[str, Any]] = (
+                json.loads(path.read_bytes()) if path.exists() else {}
+            )
+        except ValueError:
+            raise VerificationError(
+                f"{path} is garbled", hint="remove it: sites are asked again"
+            ) from None
         return found
 
     def keep_decisions(self, decisions: dict[str, dict[str, Any]]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..study.errors import UsageError
+from ..study.errors import PlanError, UsageError
 from ..study.files import write
 from ..study.plan import StudyPlan, safe_name
 from ..study.terminal import console, progress, show_json, show_table
@@ -41,6 +42,8 @@ def new(
     if checked.name != name:
         raise UsageError("the study file has another name", got=checked.name, expected=name)
     if weights is not None:
+        if not weights.is_file():
+            raise UsageError(f"there is no file {weights}", hint="name public weights, or none")
         write(target.parent / weights.name, weights.read_bytes())
     write(target, text)
     console.print(f"made {target}; edit it, then `voxfed study validate {name}`")
@@ -59,10 +62,9 @@ def validate(
 
     path = Path(study)
     coordinator = open_coordinator(folder) if (folder / "coordinator.toml").exists() else None
-    if path.suffix == ".toml" or coordinator is None:
-        plan = StudyPlan.read(path)
-    else:
-        plan = open_store(coordinator, study).plan
+    if path.suffix != ".toml" and coordinator is not None:
+        path = coordinator.studies / safe_name(study, what="the study") / "plan.toml"
+    plan = _read_whole(path)
     check(plan)
     family = build(plan)
     if plan.trained == "adapters":
@@ -94,6 +96,21 @@ def validate(
         )
     else:
         console.print("no site has described itself yet: `voxfed server status` asks them")
+
+
+def _read_whole(path: Path) -> StudyPlan:
+    """Read a plan; its error names the wrong keys of the family's settings too."""
+    from ..models.registry import faults
+
+    try:
+        return StudyPlan.read(path)
+    except PlanError as fault:
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, ValueError):
+            raise fault from None
+        lines = [fault.what, *faults(values)]
+        raise PlanError("\n  ".join(lines), hint=fault.hint) from None
 
 
 @study_app.command()

@@ -11,7 +11,8 @@
     │   └── CohortChanged             a file differs from what was approved
     ├── VerificationError     exit 4  a digest, signature, chain or lineage does not hold
     ├── WireError             exit 1  a message that is garbled, too large or of another version
-    └── ProcessError          exit 1  a process, port, disk or device that is not there
+    └── ProcessError          exit 1  a process, port or device that is not there
+        └── DiskError                 a disk without room, or a folder that cannot be written
 
 Every error says what was wrong, `got X, expected Y`, and what to do. Texts stay on the machine
 where they are raised: across the wire a site sends only a `RefusalCode` (study/messages.py).
@@ -96,4 +97,8 @@ class WireError(VoxfedError):
 
 
 class ProcessError(VoxfedError):
-    """A process, port, disk or device that is not there."""
+    """A process, port or device that is not there."""
+
+
+class DiskError(ProcessError):
+    """A disk without room, or a folder that cannot be written."""

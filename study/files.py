@@ -7,20 +7,20 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import ProcessError
+from .errors import DiskError
 
 
 def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write `content` to a temporary file, fsync it and rename it to `path`.
 
     Raises:
-        ProcessError: the disk has no room or the folder cannot be written.
+        DiskError: the disk has no room or the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as fault:
-        raise ProcessError(f"{path.parent} cannot be written: {fault.strerror}") from None
+        raise DiskError(f"{path.parent} cannot be written: {fault.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -31,7 +31,7 @@ def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         _sync_folder(path.parent)
     except OSError as fault:
         Path(temporary).unlink(missing_ok=True)
-        raise ProcessError(
+        raise DiskError(
             f"{path} cannot be written: {fault.strerror}", hint="free space on the disk, then retry"
         ) from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from voxfed.client import approval, auditing, describe, training, worker
+from voxfed.client import approval, describe, training, worker
 from voxfed.client.outbox import Outbox
 from voxfed.client.scans import Scans
 from voxfed.client.training import Trainer
@@ -19,7 +19,6 @@ from voxfed.privacy.accounting import epsilon
 from voxfed.privacy.ledger import Ledger
 from voxfed.study import errors, messages
 from voxfed.study.identity import SigningKey
-from voxfed.study.record import RoundRecord
 
 MARKER = "zz-planted-patient"
 DIGEST = "ab" * 32
@@ -284,40 +283,6 @@ def test_no_text_leaves_from_other_requests(
     assert MARKER in _journal(undecided)
 
 
-def _audit(hospital: Any, weights: bytes, **more: Any) -> bytes:
-    facts = {"study": "trunks", "plan_digest": hospital.plan.digest, "branch": 0}
-    facts |= {"stage": "autoencoder", "round": 2, "weights_digest": messages.hash_of(weights)}
-    record = RoundRecord(**(facts | {"replies": (DIGEST,), "previous": DIGEST} | more))
-    header = messages.AuditRequest(
-        site="north",
-        study="trunks",
-        plan_digest=hospital.plan.digest,
-        lineage=record.sign(hospital.coordinator).decode(),
-        samples=0,
-    )
-    return messages.encode(header, hospital.coordinator, weights)
-
-
-def test_an_audit_waits_for_its_operator(hospital: Any) -> None:
-    """Not approved, then approved, then charged as the plan says, then the same bytes again."""
-    here = Worker(hospital.site)
-    request = _audit(hospital, hospital.weights)
-    assert hospital.code(here.answer(request)) == "audit-not-approved"
-    assert hospital.code(here.answer(request)) == "audit-not-approved"
-    assert auditing.approve_audit(hospital.site, hospital.approval).number == 1
-    receipt, committed = hospital.opened(here.answer(request))
-    audited, _ = hospital.opened(committed)
-    assert audited.counts == "noised"
-    assert audited.copies == {}
-    assert audited.weights_digest == messages.hash_of(hospital.weights)
-    assert hospital.opened(here.answer(request)) == (receipt, committed)
-    assert _charges(hospital) == [("audit", 1)]
-    sizes = len(audited.edges) - 1
-    assert {len(audited.members["reconstruction"]), len(audited.non_members["reconstruction"])} == {
-        sizes
-    }
-
-
 def test_tightened_limits_hold_for_a_study_that_runs(hospital: Any) -> None:
     """An operator who raises the least noise in site.toml need not wait for the next study."""
     here = Worker(hospital.site)
@@ -335,24 +300,3 @@ def test_a_decision_about_another_plan_does_not_count(hospital: Any) -> None:
     reply = Worker(hospital.site).answer(hospital.train_request(1, plan_digest=digest))
     assert hospital.code(reply) == "not-approved"
     assert _charges(hospital) == []
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{"weights_digest": DIGEST}, {"study": "other"}, {"plan_digest": DIGEST}, {"round": 3}],
-)
-def test_weights_without_a_lineage_are_not_audited(hospital: Any, more: dict[str, Any]) -> None:
-    """Weights without the coordinator's signature under a round of this study are refused."""
-    reply = Worker(hospital.site).answer(_audit(hospital, hospital.weights, **more))
-    assert hospital.code(reply) == "lineage"
-    assert auditing.offers(hospital.approval) == []
-
-
-def test_weights_of_a_round_that_left_this_site_out(hospital: Any) -> None:
-    """After its own charge of a round the site finds its own reply in the record, or refuses."""
-    here = Worker(hospital.site)
-    for number in (1, 2):
-        _, committed = hospital.opened(here.answer(hospital.train_request(number)))
-    assert hospital.code(here.answer(_audit(hospital, hospital.weights))) == "lineage"
-    own = _audit(hospital, hospital.weights, replies=(messages.hash_of(committed),))
-    assert hospital.code(here.answer(own)) == "audit-not-approved"

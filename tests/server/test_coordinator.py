@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import stat
+from functools import cache
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from voxfed.server.coordinator import Coordinator, CoordinatorSettings, create
 from voxfed.study.card import Card
 from voxfed.study.errors import PlanError, SettingsError, UsageError
@@ -14,6 +17,14 @@ from voxfed.study.identity import PublicKey
 from voxfed.study.messages import Head
 
 KEY, OTHER = PublicKey(bytes(32)), PublicKey(bytes([1] * 32))
+
+
+@cache
+def node_key(name: str) -> str:
+    """A public key as Flower takes it, one for each name."""
+    key = ec.generate_private_key(ec.SECP384R1()).public_key()
+    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    return key.public_bytes(*form).decode()
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
 
 def enrolment(folder: Path, name: str, key: PublicKey, role: str = "site") -> Path:
     path = folder / "enrolment.json"
-    facts = {"role": role, "name": name, "key": key.text, "node_key": f"ecdsa {name}"}
+    facts = {"role": role, "name": name, "key": key.text, "node_key": node_key(name)}
     path.write_text(json.dumps(facts))
     return path
 
@@ -68,7 +79,7 @@ def test_a_site_is_one_key(tmp_path: Path) -> None:
     card = hub.enrol_site(enrolment(tmp_path, "north", KEY))
     assert hub.enrol_site(enrolment(tmp_path, "north", KEY)) == card
     assert hub.sites() == {"north": card}
-    assert hub.node_keys() == {"north": b"ecdsa north"}
+    assert hub.node_keys() == {"north": node_key("north").encode()}
     with pytest.raises(UsageError, match="north cannot be enrolled") as caught:
         hub.enrol_site(enrolment(tmp_path, "north", OTHER))
     assert KEY.identifier in caught.value.message

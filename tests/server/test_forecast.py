@@ -67,11 +67,24 @@ def test_the_numbers_are_those_of_the_approval() -> None:
     assert (found.verdict, found.advice) == ("PASS", "")
 
 
-def test_noise_that_drowns_the_signal() -> None:
-    """A warning with what to do; the study may still be tried."""
-    found = forecast(make(), "north", described(), trained_parameters=10**8)
-    assert found.verdict == "WARN"
+@pytest.mark.parametrize(
+    ("trained", "verdict", "advice"), [(10**6, "WARN", "loud"), (10**9, "FAIL", "hopeless")]
+)
+def test_noise_that_drowns_the_signal(trained: int, verdict: str, advice: str) -> None:
+    """A hopeless study is told from one that is merely hard, each with what to do."""
+    found = forecast(make(), "north", described(), trained_parameters=trained)
+    assert found.verdict == verdict
+    assert advice in found.advice
     assert "train fewer parameters" in found.advice
+
+
+def test_a_delta_that_protects_nobody() -> None:
+    """Above 1 in the number of patients, a delta allows one to be given away whole."""
+    text = make().text.replace(b"delta = 1e-3", b"delta = 9e-3")
+    small = described()
+    assert forecast(StudyPlan.from_text(text), "north", small, 10).verdict == "PASS"
+    large = forecast(StudyPlan.from_text(text), "north", described(patients="200 to 499"), 10)
+    assert (large.verdict, "delta protects nobody" in large.advice) == ("WARN", True)
 
 
 @pytest.mark.parametrize(

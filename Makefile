@@ -17,7 +17,7 @@ PACKAGES := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
 setup: $(READY)
 
 demo: $(READY)
-	$(BIN)/voxfed demo $(ARGS)
+	$(RUN)voxfed demo $(ARGS)
 
 # One after the other: some start federations, which two cores hold one at a time.
 test: $(READY)

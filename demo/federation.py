@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..client import processes
-from ..client.approval import all_approvals, approve
+from ..client.approval import all_approvals, approve, reject
 from ..client.auditing import approve_audit, offers
 from ..client.site import Site
 from ..server.control import Control
@@ -82,16 +82,17 @@ class Federation:
     def _operate(self) -> None:
         while not self._stopped.wait(0.5):
             for name, site in self.sites.items():
-                try:
-                    self._decide(name, site)
-                except VoxfedError as fault:
-                    console.print(f"  {name}: {fault.message}", markup=False)
-                    self._stopped.set()
+                self._decide(name, site)
 
     def _decide(self, name: str, site: Site) -> None:
         for approval in all_approvals(site):
             if approval.state == "pending":
-                terms = approve(site, approval.folder.name).terms
+                try:
+                    terms = approve(site, approval.folder.name).terms
+                except VoxfedError as fault:
+                    console.print(f"  {name} rejects it: {fault.message}", markup=False)
+                    reject(site, approval.folder.name, fault.message[:500])
+                    continue
                 noise = (
                     f"sigma {terms.sigma:.2f}, q {terms.rate:.2f}" if terms.sigma else "NO NOISE"
                 )

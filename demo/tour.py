@@ -126,7 +126,7 @@ def _hospital(folder: Path, name: str, cohorts: Cohorts) -> Any:
     text = text.replace(
         "pseudo_patients = false", f"pseudo_patients = {str(cohorts.pseudo_patients).lower()}"
     )
-    text = text.replace("delta = 1e-05", "delta = 1e-3").replace(
+    text = text.replace("delta = 1e-05", "delta = 2e-3").replace(
         "lifetime_epsilon = 10.0", "lifetime_epsilon = 12.0"
     )
     settings.write_text(text)

@@ -181,7 +181,7 @@ def test_no_patient_of_any_worker_error_reaches_the_coordinator() -> None:
         outside = [federation.coordinator, federation.sites["north"] / "courier"]
         files = [file for folder in outside for file in folder.rglob("*") if file.is_file()]
         files += [
-            federation.sites["north"] / "run" / "courier.log",
+            federation.sites["north"] / "courier" / "courier.log",
             *federation.folder.glob("*.log"),
         ]
         assert {"superlink.sqlite", "superlink.log", "supernode.log"} <= {f.name for f in files}

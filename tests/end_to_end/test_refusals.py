@@ -185,7 +185,7 @@ def test_a_cohort_too_small_for_the_split_is_refused(federation: Federation) -> 
     settings = (site.worker / "site.toml").read_bytes()
     before, ledger = files(site.worker), site.ledger.rows()
     try:
-        for number, said in ((4, "got 4 patients, expected 5"), (5, "expected 2 or more of each")):
+        for number, said in ((4, "got 4 patients, expected 5"), (5, "expected 2 or more held out")):
             for patient in patients[:number]:
                 shutil.copytree(patient, few / patient.name, dirs_exist_ok=True)
             settle(federation, cohort=str(few))

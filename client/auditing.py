@@ -15,7 +15,7 @@ from .approval import Approval
 from .site import Site
 
 if TYPE_CHECKING:
-    from .worker import Warm
+    from .warm import Warm
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def audit(
         copies are counted, since one patient can move their number by more than 1. With "exact"
         the counts are not covered by epsilon.
     """
+    from ..models.base import Reconstructs
     from ..privacy.audit.extraction import find_copies
     from ..privacy.audit.membership import EDGES, RECONSTRUCTION, histogram, reconstruction_errors
     from ..privacy.engine import private_counts
@@ -145,6 +146,8 @@ def audit(
     privacy = warm.approval.plan.privacy
     manifest = warm.approval.manifest
     family, device = warm.trainer.family, warm.trainer.device
+    if not isinstance(family, Reconstructs):
+        raise Refusal("this family has no reconstruction to score", got=warm.approval.plan.family)
     family.eval()
     groups = [warm.scans.table(names) for names in (manifest.audited_members, manifest.held_out)]
     exact = privacy.audit_counts == "exact"

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from ..privacy.ledger import RoundKey, require_space
@@ -27,6 +27,7 @@ from ..study.messages import RefusalCode
 from .approval import Approval, check_limits, find, receive
 from .outbox import Outbox
 from .site import Site
+from .warm import Warm
 
 
 class _Coded(Refusal):
@@ -35,15 +36,6 @@ class _Coded(Refusal):
     def __init__(self, code: RefusalCode, what: str) -> None:
         super().__init__(what)
         self.code = code
-
-
-@dataclass
-class Warm:
-    """What stays in memory between the rounds of one study."""
-
-    approval: Approval
-    trainer: Any
-    scans: Any
 
 
 class Worker:

@@ -31,8 +31,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from ..study.errors import ProcessError, UsageError
-from .gate import TOKEN_HEADER
-from .superlink import control_token
+from .gate import TOKEN_HEADER, control_token
 
 COMPONENT = "voxfed.server.app:app"
 

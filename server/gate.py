@@ -11,7 +11,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -56,6 +58,18 @@ class Gate:
             return True
         headers = dict(scope["headers"])
         return hmac.compare_digest(headers.get(TOKEN_HEADER.encode(), b""), self._token)
+
+
+def control_token(folder: Path) -> str:
+    """Return the secret that opens the Control API, creating it (mode 0600) if absent."""
+    path = folder / "control.token"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="ascii")
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+    return path.read_text(encoding="ascii")
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from ..study.errors import ProcessError
 from .certificates import inspect_certificate
-from .gate import TOKEN_VARIABLE
+from .gate import TOKEN_VARIABLE, control_token
 
 EXECUTOR_POLL_SECONDS = 0.05
 START_SECONDS = 60.0
@@ -137,18 +136,6 @@ def register_sites(folder: Path, port: int, node_keys: Mapping[str, bytes]) -> N
     for name, key in node_keys.items():
         if name not in known:
             control.enrol(name, key)
-
-
-def control_token(folder: Path) -> str:
-    """Return the secret that opens the Control API, creating it (mode 0600) if absent."""
-    path = folder / "control.token"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii")
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(32))
-    return path.read_text(encoding="ascii")
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """From outside only Fleet calls pass; the Control API also wants the token."""
 
 import asyncio
+import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
-from voxfed.server.gate import TOKEN_HEADER, Gate
+from voxfed.server.gate import TOKEN_HEADER, Gate, control_token
 
 TOKEN = "a" * 64
 OUTSIDE, INSIDE, INSIDE6 = "203.0.113.7", "127.0.0.1", "::1"
@@ -54,3 +56,10 @@ def test_who_may_ask_what(path: str, peer: str | None, token: str | None, status
 
 def test_a_websocket_is_closed() -> None:
     assert _status("/v1/fleet/x", OUTSIDE, TOKEN, "websocket") == 1008
+
+
+def test_the_control_token_is_private_and_stays(tmp_path: Path) -> None:
+    token = control_token(tmp_path)
+    assert len(token) == 64
+    assert control_token(tmp_path) == token
+    assert stat.S_IMODE((tmp_path / "control.token").stat().st_mode) == 0o600

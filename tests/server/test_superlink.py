@@ -1,14 +1,13 @@
 """The SuperLink starts with TLS and node keys, or says why not, and leaves nothing behind."""
 
 import socket
-import stat
 from pathlib import Path
 
 import pytest
 from voxfed.client.supernode import check_coordinator, node_key
 from voxfed.server.certificates import create_certificates
 from voxfed.server.control import Control
-from voxfed.server.superlink import control_token, start_superlink
+from voxfed.server.superlink import start_superlink
 from voxfed.study.errors import ProcessError, UsageError, VerificationError
 
 
@@ -73,10 +72,3 @@ def test_a_superlink_that_cannot_start_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="did not start") as told:
         start_superlink(tmp_path, host="127.0.0.1")
     assert "superlink.log" in told.value.hint
-
-
-def test_the_control_token_is_private_and_stays(tmp_path: Path) -> None:
-    token = control_token(tmp_path)
-    assert len(token) == 64
-    assert control_token(tmp_path) == token
-    assert stat.S_IMODE((tmp_path / "control.token").stat().st_mode) == 0o600

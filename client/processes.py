@@ -69,7 +69,8 @@ def run_courier(site: Site, health_port: int | None = None) -> None:
     if ended:
         raise ProcessError(
             "the SuperNode ended by itself",
-            hint=f"ask the coordinator whether this site is enrolled; its log is {node.log}",
+            hint="after a crash the coordinator takes a site back within a minute; if it does not, "
+            f"ask it whether this site is enrolled; the log is {node.log}",
         )
 
 

@@ -11,6 +11,8 @@ import typer
 from ..study.card import Card
 from ..study.errors import UsageError, VoxfedError
 from ..study.terminal import console, progress, show_json, show_table
+from .ledger_commands import ledger_app
+from .options import HERE, AsJson, Folder, open_site
 
 if TYPE_CHECKING:
     from .approval import Approval
@@ -18,18 +20,11 @@ if TYPE_CHECKING:
 
 site_app = typer.Typer(no_args_is_help=True, help="What the site operator of a hospital does.")
 
-Folder = Annotated[Path, typer.Option("--folder", envvar="VOXFED_SITE", help="The site's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+site_app.add_typer(ledger_app, name="ledger")
+
 RoleOption = Annotated[
     str, typer.Option("--role", help="worker or courier; both where it is left out.")
 ]
-HERE = Path("site")
-
-
-def _site(folder: Path) -> Site:
-    from .site import Site
-
-    return Site(folder.resolve())
 
 
 @site_app.command()
@@ -91,7 +86,7 @@ def check(
         if cohort is not None:
             files = check_folder(cohort, progress=shown)
         else:
-            site = _site(folder)
+            site = open_site(folder)
             if role in ("", "courier"):
                 rows += check_network(site)
             if role in ("", "worker"):
@@ -137,7 +132,7 @@ def approve(
     from .approval import approve as approve_plan
     from .auditing import approve_audit
 
-    site = _site(folder)
+    site = open_site(folder)
     if not study:
         pending = [_summary(site, approval) for approval in all_approvals(site)]
         waiting = [p for p in pending if p["state"] == "pending" or p["audits waiting"]]
@@ -182,7 +177,7 @@ def reject(
     """Say no to a study."""
     from .approval import reject as reject_plan
 
-    reject_plan(_site(folder), study, reason)
+    reject_plan(open_site(folder), study, reason)
     console.print(f"{study} rejected")
 
 
@@ -195,7 +190,7 @@ def start(
     """Run worker and courier until stopped; whichever dies is started again."""
     from . import processes
 
-    site = _site(folder)
+    site = open_site(folder)
     if role == "worker":
         processes.run_worker(site)
     elif role == "courier":
@@ -211,7 +206,7 @@ def stop(folder: Folder = HERE) -> None:
     """Stop what `voxfed site start` started here."""
     from . import processes
 
-    stopped = processes.stop(_site(folder))
+    stopped = processes.stop(open_site(folder))
     console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
@@ -221,7 +216,7 @@ def status(folder: Folder = HERE, as_json: AsJson = False) -> None:
     from . import processes
     from .approval import all_approvals
 
-    site = _site(folder)
+    site = open_site(folder)
     worker = processes.running(site, "worker")
     facts: dict[str, Any] = {
         "site": site.settings.name,
@@ -240,46 +235,12 @@ def status(folder: Folder = HERE, as_json: AsJson = False) -> None:
 
 
 @site_app.command()
-def ledger(folder: Folder = HERE, as_json: AsJson = False) -> None:
-    """Show what each study spent and what is left, after checking the ledger's chain."""
-    from .accounts import overview
-
-    site = _site(folder)
-    document = overview(site.ledger, site.settings.limits.lifetime_epsilon)
-    if as_json:
-        show_json(document)
-        return
-    show_table(
-        "studies (epsilon by privacy loss distributions)",
-        ("study", "rounds", "spent", "left", "delta", "closed"),
-        [
-            (
-                s["study"],
-                s["rounds"],
-                f"{s['spent']:.4f}" if s["bounded"] else "NO BOUND",
-                f"{s['left']:.4f}",
-                s["delta"],
-                s["closed"],
-            )
-            for s in document["studies"]
-        ],
-    )
-    lifetime = document["lifetime"]
-    if not lifetime["bounded"]:
-        console.print("[bold red]no lifetime bound holds: a study trained without privacy[/]")
-    console.print(
-        f"lifetime (Renyi filter): {lifetime['spent']:.4f} spent, {lifetime['left']:.4f} left "
-        f"of {lifetime['limit']:g}; {document['rows']} rows, chain intact"
-    )
-
-
-@site_app.command()
 def close(
     study: Annotated[str, typer.Argument(help="The study.")],
     folder: Folder = HERE,
 ) -> None:
     """End a study at this site for good: what it reserved and has not spent is given back."""
-    site = _site(folder)
+    site = open_site(folder)
     site.ledger.close(study)
     site.journal.append("closed", study=study)
     console.print(f"{study} closed, lifetime left: {site.ledger.lifetime_left():.4f}")

@@ -6,7 +6,7 @@ Pure functions of the rows: `ledger.py` stores them, this file reads them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..study.errors import Refusal, VerificationError
@@ -54,16 +54,37 @@ class Account:
         wanted = (*self.charged, *events)
         return not self.closed and cover(self.reserved, wanted) == merge(self.reserved)
 
+    @property
+    def unspent(self) -> tuple[Event, ...]:
+        """The reserved events that were not charged; none once closed."""
+        if self.closed:
+            return ()
+        spent = {_kind(event): event.steps for event in self.charged}
+        left = ((event, event.steps - spent.get(_kind(event), 0)) for event in merge(self.reserved))
+        return tuple(replace(event, steps=steps) for event, steps in left if steps > 0)
+
 
 def cover(*lists: Iterable[Event]) -> tuple[Event, ...]:
     """Returns the smallest list of events that holds each list: the most steps of each kind."""
     steps: dict[tuple[str, float, float], Event] = {}
     for events in lists:
         for event in merge(events):
-            key = (event.kind, event.sigma, event.rate)
-            held = steps.get(key)
-            steps[key] = event if held is None or event.steps > held.steps else held
+            held = steps.get(_kind(event))
+            steps[_kind(event)] = event if held is None or event.steps > held.steps else held
     return merge(steps.values())
+
+
+def reservation(
+    study: str, plan_digest: str, events: Sequence[Event], delta: float
+) -> dict[str, Any]:
+    """Returns the body of the row that sets a whole study's events aside, at the plan's delta."""
+    return {
+        "study": study,
+        "plan_digest": plan_digest,
+        "events": write_events(events),
+        "epsilon": epsilon(events, delta),
+        "delta": delta,
+    }
 
 
 def read_accounts(rows: Iterable[Row]) -> dict[str, Account]:
@@ -74,7 +95,9 @@ def read_accounts(rows: Iterable[Row]) -> dict[str, Account]:
     """
     accounts: dict[str, Account] = {}
     for row in rows:
-        kind, body, study = row.kind, row.body, row.body["study"]
+        kind, body, study = row.kind, row.body, row.body.get("study", "")
+        if kind == "recovery":
+            continue
         if kind == "reserve":
             accounts[study] = Account(
                 study, body["plan_digest"], body["delta"], read_events(body["events"])
@@ -108,6 +131,23 @@ def account_of(accounts: Mapping[str, Account], study: str) -> Account:
     return accounts[study]
 
 
+def check_plan(account: Account, plan_digest: str) -> None:
+    """Checks that a known study is open and stands for this very plan.
+
+    Raises:
+        Refusal: if it does not.
+    """
+    if account.plan_digest != plan_digest:
+        raise Refusal(
+            f"study {account.study} is known under another plan",
+            got=plan_digest[:12],
+            expected=account.plan_digest[:12],
+            hint="give the new plan another name",
+        )
+    if account.closed:
+        raise Refusal(f"study {account.study} is closed", hint="give a new plan another name")
+
+
 def charged_events(accounts: Mapping[str, Account]) -> tuple[Event, ...]:
     """Returns everything charged, over all studies."""
     return merge(event for account in accounts.values() for event in account.charged)
@@ -126,3 +166,7 @@ def write_events(events: Iterable[Event]) -> list[list[Any]]:
 def read_events(written: Iterable[Sequence[Any]]) -> tuple[Event, ...]:
     """Turns the JSON values of `write_events` back into events."""
     return tuple(Event(kind, sigma, rate, steps) for kind, sigma, rate, steps in written)
+
+
+def _kind(event: Event) -> tuple[str, float, float]:
+    return event.kind, event.sigma, event.rate

@@ -38,7 +38,7 @@ CREATE TRIGGER no_update BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'append
 CREATE TRIGGER no_delete BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'append only'); END;
 COMMIT;
 """
-_BACKUP = "keep the file as evidence and put it back from a backup"
+_BACKUP = "keep the file as evidence, put a backup in its place, then `voxfed site ledger recover`"
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,19 @@ class Page:
         row = Row(head.length + 1, kind, json.loads(text), head.digest, digest)
         self.rows.append(row)
         return row
+
+    def adopt(self, row: Row) -> None:
+        """Takes over a row of a newer copy as it is, with its time and digest.
+
+        Raises:
+            VerificationError: if it does not follow the last row here.
+        """
+        if (row.seq - 1, row.previous) != (len(self.rows), head_of(self.rows).digest):
+            raise VerificationError(f"row {row.seq} of the copy does not follow the ledger")
+        text = canonical(row.body).decode()
+        values = (row.seq, row.kind, text, row.previous, row.digest)
+        self._connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", values)
+        self.rows.append(row)
 
 
 class Chain:
@@ -142,6 +155,7 @@ class Chain:
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)) as held:
                 held.execute("PRAGMA synchronous = FULL")
+                held.text_factory = _decoded
                 yield held
         except sqlite3.OperationalError as error:
             if error.sqlite_errorname == "SQLITE_ERROR":  # a file without our table
@@ -168,13 +182,18 @@ def _verified(connection: sqlite3.Connection) -> list[Row]:
             fault = f"row {head.length + 1} of the ledger is missing"
         elif previous != head.digest:
             fault = f"row {seq} of the ledger does not follow the row before"
-        elif digest != _digest(seq, kind, text, previous):
+        elif not isinstance(text, str) or digest != _digest(seq, str(kind), text, previous):
             fault = f"row {seq} of the ledger was altered"
         else:
             rows.append(Row(seq, kind, json.loads(text), previous, digest))
             continue
         raise VerificationError(fault, hint=_BACKUP)
     return rows
+
+
+def _decoded(raw: bytes) -> str:
+    """Turns stored bytes into text; those that are no UTF-8 fail the digest, not the reading."""
+    return raw.decode(errors="replace")
 
 
 def _digest(seq: int, kind: str, text: str, previous: str) -> str:

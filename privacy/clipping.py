@@ -3,63 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..study.errors import UsageError
 
-
-class Clipped(NamedTuple):
-    """One patient's clipped gradient.
-
-    `finite` is False where the gradient held a NaN or an infinity; the patient then counts as
-    zero. The flag depends on a single patient and never leaves the site.
-    """
-
-    gradient: list[Tensor]
-    finite: bool
+MARGIN = 1e-12
+"""How far below the bound a clipped norm is aimed, so that rounding in float64 stays under it."""
 
 
-def clip(gradient: Sequence[Tensor], norm: float) -> Clipped:
-    """Scales one patient's gradient, all tensors as one vector, to an L2 norm of at most `norm`.
-
-    The norm is taken in float64. The scaled vector is aimed a few units of rounding below the
-    bound, so that what remains after rounding to its dtype is never above it.
+def clip_weights(norms: Tensor, bound: float) -> Tensor:
+    """Returns what to multiply each patient's gradient by, so that no norm is above `bound`.
 
     Guarantee:
-        Adding or removing the patient moves a float64 sum of clipped gradients by at most `norm`
-        in L2 over all tensors together, rounding included.
+        In a float64 sum of gradients times weights, adding or removing a patient moves the sum by
+        at most `bound` in L2 over all parameters together; a patient whose norm is not finite
+        has weight zero and must be left out of the sum (0 times infinity is not 0).
     Assumes:
-        `gradient` is the gradient of ONE patient's mean loss, over all that patient's volumes and
-        noise draws (Abadi et al. 2016, with the patient as the unit).
+        `norms` holds the norm, taken in float64 over all parameters as one vector, of each
+        patient's ONE gradient: that of the mean loss over all the patient's volumes and noise
+        draws (Abadi et al. 2016, with the patient as the unit).
 
     Args:
-        gradient: one tensor per trained parameter, any shapes, any float dtype, one device.
-        norm: the clip norm C.
+        norms: float64 (P,), one for each patient.
+        bound: the clip norm C.
 
     Returns:
-        The clipped tensors in the same shapes, float64 for float64 and float32 otherwise.
+        float64 (P,) in [0, 1].
 
     Raises:
-        UsageError: if `norm` is not a positive finite number.
+        UsageError: if `bound` is not a positive finite number.
     """
-    if not (math.isfinite(norm) and norm > 0):
-        raise UsageError("a clip norm must be positive and finite", got=norm, expected="C > 0")
-    wide = [tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in gradient]
-    length = gradient_norm(wide)
-    if not math.isfinite(length):
-        return Clipped([torch.zeros_like(tensor) for tensor in wide], finite=False)
-    rounding = max((torch.finfo(tensor.dtype).eps for tensor in wide), default=0.0)
-    bound = norm * (1 - max(4 * rounding, 1e-12))
-    if length <= bound:
-        return Clipped([tensor.clone() for tensor in wide], finite=True)
-    return Clipped([tensor * (bound / length) for tensor in wide], finite=True)
-
-
-def gradient_norm(gradient: Sequence[Tensor]) -> float:
-    """Returns the L2 norm of all tensors as one vector, in float64; NaN or infinite if any is."""
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in gradient]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    if not (math.isfinite(bound) and bound > 0):
+        raise UsageError("a clip norm must be positive and finite", got=bound, expected="C > 0")
+    shrunk = bound * (1 - MARGIN) / norms.clamp(min=bound)
+    weights = torch.where(norms <= bound * (1 - MARGIN), torch.ones_like(norms), shrunk)
+    return torch.where(torch.isfinite(norms), weights, torch.zeros_like(norms))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..models.base import Batch, Step
 from . import sampling
-from .clipping import clip
+from .clipping import clip_weights
+from .gradients.patients import PatientGradients, joined
 from .noise import add_noise
+
+Load = Callable[[str], Sequence[Batch]]
 
 METRIC_BOUND = 1.0
 """A patient's loss counts at most this much in the mean loss that leaves a site."""
@@ -39,10 +42,9 @@ class StepSettings:
 
 
 def private_gradient(
-    step: Step,
-    parameters: Sequence[Tensor],
+    gradients: PatientGradients,
     patients: Sequence[str],
-    load: Callable[[str], Sequence[Batch]],
+    load: Load,
     settings: StepSettings,
     generator: torch.Generator,
 ) -> list[Tensor]:
@@ -55,12 +57,11 @@ def private_gradient(
         `settings.rate` and noise multiplier `settings.sigma`; neighbouring cohorts differ by one
         patient with all of that patient's volumes (Abadi et al. 2016, with the patient as unit).
     Assumes:
-        `step.loss` of a patient's batch depends on no other patient (privacy/inspection.py);
-        `generator` and `parameters` do not depend on the cohort but through earlier releases.
+        The loss of a volume depends on no other patient (privacy/inspection.py); `generator` and
+        the parameters do not depend on the cohort but through earlier releases.
 
     Args:
-        step: the optimiser's turn whose loss is minimised.
-        parameters: the tensors that the gradient is taken for.
+        gradients: the step, its parameters and the way to their gradients.
         patients: the names of the site's members.
         load: a member's volumes, each a batch of one, shape (1, C, D, H, W).
         settings: what bounds a patient.
@@ -69,11 +70,12 @@ def private_gradient(
     Returns:
         One float32 tensor for each parameter.
     """
-    total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-    for patient in sampling.poisson(patients, settings.rate):
-        gradient = _patient_gradient(step, parameters, load(patient), settings, generator)
-        for kept, part in zip(total, clip(gradient, settings.clip_norm).gradient, strict=True):
-            kept += part.double()
+    drawn = sampling.poisson(patients, settings.rate)
+    total = gradients.weighted_sum(
+        (_chosen(load(patient), settings, generator) for patient in drawn),
+        generator,
+        lambda norms: clip_weights(norms, settings.clip_norm),
+    )
     noised = add_noise(total, settings.sigma * settings.clip_norm)
     return [tensor / settings.divisor for tensor in noised]
 
@@ -82,7 +84,7 @@ def open_gradient(
     step: Step,
     parameters: Sequence[Tensor],
     patients: Sequence[str],
-    load: Callable[[str], Sequence[Batch]],
+    load: Load,
     settings: StepSettings,
     generator: torch.Generator,
 ) -> list[Tensor]:
@@ -94,8 +96,8 @@ def open_gradient(
     drawn = sampling.poisson(patients, settings.rate)
     if not drawn:
         return [torch.zeros_like(p) for p in parameters]
-    chosen = [next(_chosen(load(patient), 1, generator)) for patient in drawn]
-    batch = Batch(volumes=torch.cat([one.volumes for one in chosen]))
+    one = replace(settings, volumes_per_patient=1, noise_multiplicity=1)
+    batch = joined([v for patient in drawn for v in _chosen(load(patient), one, generator)])
     return list(torch.autograd.grad(step.loss(batch, generator).mean(), parameters))
 
 
@@ -123,27 +125,10 @@ def private_counts(counts: Sequence[float], noise: float) -> list[float]:
     return [float(value) for value in add_noise([total], noise)[0]]
 
 
-def _patient_gradient(
-    step: Step,
-    parameters: Sequence[Tensor],
-    volumes: Sequence[Batch],
-    settings: StepSettings,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    """Return the gradient of one patient's mean loss over volumes and noise draws."""
-    total = [torch.zeros_like(p) for p in parameters]
-    chosen = list(_chosen(volumes, settings.volumes_per_patient, generator))
-    draws = len(chosen) * settings.noise_multiplicity
-    for volume in chosen:
-        for _ in range(settings.noise_multiplicity):
-            loss = step.loss(volume, generator).mean() / draws
-            parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for kept, part in zip(total, parts, strict=True):
-                if part is not None:
-                    kept += part
-    return total
-
-
-def _chosen(volumes: Sequence[Batch], most: int, generator: torch.Generator) -> Iterator[Batch]:
-    order = torch.randperm(len(volumes), generator=generator)[:most]
-    return (volumes[int(i)] for i in order)
+def _chosen(
+    volumes: Sequence[Batch], settings: StepSettings, generator: torch.Generator
+) -> list[Batch]:
+    """Return a patient's volumes of this step, each as often as noise is drawn for it."""
+    order = torch.randperm(len(volumes), generator=generator, device=generator.device)
+    chosen = [volumes[int(i)] for i in order[: settings.volumes_per_patient]]
+    return chosen * settings.noise_multiplicity

@@ -1,22 +1,23 @@
 """A site's lifetime privacy budget: what was reserved and charged, kept in a hash chain.
 
 What is found: any edit, deletion or reordering of rows, by the chain (`chain.py`); missing last
-rows and an old copy put back, by the head that the coordinator echoes. What is not: a rollback
-of the whole folder while no coordinator is asked.
+rows and an old copy put back, by the head that the coordinator echoes (`recovery.py` goes on from
+there). What is not: a rollback of the whole folder while no coordinator is asked.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..study.errors import BudgetExhausted, DiskError, Refusal, VerificationError
-from . import accounting, budget
+from . import accounting, budget, recovery
 from .accounting import Event
 from .budget import Account
 from .chain import Chain, Head, Row, head_of
+from .recovery import Recovery
 
 
 @dataclass(frozen=True)
@@ -98,17 +99,11 @@ class Ledger:
             accounts = budget.read_accounts(page.rows)
             known = accounts.get(study)
             if known is not None:
-                _check_plan(known, plan_digest)
+                budget.check_plan(known, plan_digest)
                 return
-            self._check_lifetime((*budget.committed_events(accounts), *events), study)
-            body = {
-                "study": study,
-                "plan_digest": plan_digest,
-                "events": budget.write_events(events),
-                "epsilon": accounting.epsilon(events, delta),
-                "delta": delta,
-            }
-            page.append("reserve", body)
+            wanted = (*budget.committed_events(accounts), *events)
+            self._check_lifetime(page.rows, wanted, study)
+            page.append("reserve", budget.reservation(study, plan_digest, events, delta))
 
     def begin(
         self, key: RoundKey, request_digest: str, events: Sequence[Event]
@@ -125,7 +120,7 @@ class Ledger:
         rows = self.rows()
         done = _charged(rows, key, request_digest)
         if done is None:
-            self._check_affordable(budget.read_accounts(rows), key.study, events)
+            self._check_affordable(rows, key.study, events)
         return done
 
     def commit(
@@ -143,7 +138,7 @@ class Ledger:
         with self._chain.writing() as page:
             done = _charged(page.rows, key, request_digest)
             if done is None:
-                self._check_affordable(budget.read_accounts(page.rows), key.study, events)
+                self._check_affordable(page.rows, key.study, events)
                 digests = {"request_digest": request_digest, "reply_digest": reply_digest}
                 body = asdict(key) | digests | {"events": budget.write_events(events)}
                 page.append("charge", body)
@@ -199,22 +194,48 @@ class Ledger:
         """Checks that the chain still contains the head that the coordinator last received.
 
         Args:
-            echo: the coordinator's copy, or None if it has never had one.
+            echo: the coordinator's copy, or None if it has never had one. One that is refused is
+                kept beside the ledger, for `recover`.
 
         Raises:
             VerificationError: if it does not: an old copy was put back, or rows were replaced.
+            DiskError: if the refused echo cannot be kept.
         """
-        if echo is None:
-            return
         rows = self.rows()
+        if echo is None or recovery.accounts_for(rows, echo):
+            return
+        recovery.keep_refused(self._chain.path, echo)
         held = head_of(rows[: max(0, echo.length)])
-        if held != echo:
-            raise VerificationError(
-                "the ledger does not continue the one that the coordinator has seen",
-                got=f"row {held.length} with digest {held.digest[:12]}",
-                expected=f"row {echo.length} with digest {echo.digest[:12]}",
-                hint="an old copy was put back: restore the newest; nothing trains until then",
-            )
+        raise VerificationError(
+            "the ledger does not continue the one that the coordinator has seen",
+            got=f"row {held.length} with digest {held.digest[:12]}",
+            expected=f"row {echo.length} with digest {echo.digest[:12]}",
+            hint="an old copy was put back: nothing trains until `voxfed site ledger recover`",
+        )
+
+    def refused_echo(self) -> Head | None:
+        """Returns the coordinator's head that was refused last, or None if all is well."""
+        return recovery.read_refused(self._chain.path)
+
+    def recover(self, plan: Recovery) -> Head:
+        """Appends all that a recovery found, or nothing, and forgets the echo it accounts for.
+
+        Raises:
+            Refusal: if the ledger grew since the recovery was decided.
+            VerificationError: if copied rows do not follow the ledger's.
+        """
+        with self._chain.writing() as page:
+            if head_of(page.rows) != plan.start:
+                raise Refusal("the ledger grew while the recovery was decided", hint="run it again")
+            for row in plan.copied:
+                page.adopt(row)
+            for kind, body in plan.entries:
+                page.append(kind, body)
+            budget.read_accounts(page.rows)
+        echo = self.refused_echo()
+        if echo is not None and recovery.accounts_for(page.rows, echo):
+            recovery.forget_refused(self._chain.path)
+        return head_of(page.rows)
 
     def accounts(self) -> dict[str, Account]:
         """Returns each study's account, by name."""
@@ -230,18 +251,27 @@ class Ledger:
 
     def lifetime_spent(self) -> float:
         """Returns the lifetime epsilon of everything charged."""
-        events = budget.charged_events(self.accounts())
-        return accounting.lifetime_epsilon(events, self._delta)
+        rows = self.rows()
+        events = budget.charged_events(budget.read_accounts(rows))
+        spent = accounting.lifetime_epsilon(events, self._delta)
+        return max(spent, self._cap) if recovery.exhausted(rows) else spent
 
     def lifetime_left(self) -> float:
         """Returns the cap less the lifetime epsilon of everything charged or reserved.
 
         A further study whose own lifetime epsilon is at most this is always admitted.
         """
-        events = budget.committed_events(self.accounts())
-        return max(0.0, self._cap - accounting.lifetime_epsilon(events, self._delta))
+        rows = self.rows()
+        events = budget.committed_events(budget.read_accounts(rows))
+        left = self._cap - accounting.lifetime_epsilon(events, self._delta)
+        return 0.0 if recovery.exhausted(rows) else max(0.0, left)
 
-    def _check_lifetime(self, events: Sequence[Event], study: str) -> None:
+    def _check_lifetime(self, rows: Sequence[Row], events: Sequence[Event], study: str) -> None:
+        if recovery.exhausted(rows):
+            raise BudgetExhausted(
+                f"nothing is left of the lifetime budget for study {study}",
+                hint="a recovery charged it to the cap, since what was spent was not known",
+            )
         cost = accounting.lifetime_epsilon(events, self._delta)
         if cost > self._cap:
             raise BudgetExhausted(
@@ -251,9 +281,8 @@ class Ledger:
                 hint="ask for less, or give back what is over with `voxfed site close STUDY`",
             )
 
-    def _check_affordable(
-        self, accounts: Mapping[str, Account], study: str, events: Sequence[Event]
-    ) -> None:
+    def _check_affordable(self, rows: Sequence[Row], study: str, events: Sequence[Event]) -> None:
+        accounts = budget.read_accounts(rows)
         account = budget.account_of(accounts, study)
         if not account.covers(events):
             wanted = accounting.epsilon((*account.charged, *events), account.delta)
@@ -265,7 +294,7 @@ class Ledger:
                 + (", closed" if account.closed else f", {account.spent:.4g} spent"),
                 hint="a study cannot outgrow its plan; propose a new one",
             )
-        self._check_lifetime((*budget.charged_events(accounts), *events), study)
+        self._check_lifetime(rows, (*budget.charged_events(accounts), *events), study)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -303,16 +332,3 @@ def _charged(rows: Sequence[Row], key: RoundKey, request_digest: str) -> Committ
                 )
             return Committed(row.body["reply_digest"])
     return None
-
-
-def _check_plan(account: Account, plan_digest: str) -> None:
-    """Refuses a known study name under another plan, or one that is closed."""
-    if account.plan_digest != plan_digest:
-        raise Refusal(
-            f"study {account.study} is known under another plan",
-            got=plan_digest[:12],
-            expected=account.plan_digest[:12],
-            hint="give the new plan another name",
-        )
-    if account.closed:
-        raise Refusal(f"study {account.study} is closed", hint="give a new plan another name")

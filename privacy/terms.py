@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..study.errors import Refusal
 from ..study.plan import StudyPlan
-from .accounting import Event, calibrate_sigma, merge, training_event
+from .accounting import Event, merge, training_event
+from .calibration import calibrate_sigma
 
 LEAST_DECLARED = 5
 

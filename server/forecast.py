@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..privacy.accounting import noise_to_signal
+from ..privacy.calibration import noise_to_signal
 from ..privacy.terms import LEAST_DECLARED, agree
 from ..study.errors import LimitRefusal
 from ..study.messages import Description

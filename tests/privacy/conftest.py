@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from voxfed.privacy.accounting import Event
 from voxfed.privacy.audit.answer import Answer
 from voxfed.privacy.audit.membership import EDGES, RECONSTRUCTION, histogram
 from voxfed.privacy.audit.page import write_page
 from voxfed.privacy.audit.report import AuditReport, build_report
 from voxfed.privacy.bundle import build, bundle_digest, read_report
 from voxfed.privacy.decision import sign_decision
+from voxfed.privacy.ledger import Ledger, RoundKey
 from voxfed.privacy.model_card import model_card
 from voxfed.study.identity import SigningKey
 from voxfed.study.messages import Audited, AuditRequest, encode, request_digest
@@ -170,6 +172,31 @@ class Scene:
             absent=self.absent,
             versions={"voxfed": "0.1.0"},
         )
+
+
+def make_key(number: int, study: str = "knee", branch: str = "main") -> RoundKey:
+    return RoundKey(study, branch, "autoencoder", number)
+
+
+@pytest.fixture
+def key() -> Callable[..., RoundKey]:
+    return make_key
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """An empty ledger with a lifetime epsilon of 10."""
+    return Ledger.create(tmp_path / "ledger.sqlite", lifetime_epsilon=10.0, delta=1e-5)
+
+
+@pytest.fixture
+def busy(ledger: Ledger) -> Ledger:
+    """A ledger with a study of eight rounds, three of them charged: four rows."""
+    training = [Event("sampled-gaussian", 2.0, 0.2, 1), Event("gaussian", 20.0, 1, 1)]
+    ledger.reserve("knee", "a" * 64, training * 8, delta=1e-5)
+    for number in range(3):
+        ledger.commit(make_key(number), f"request-{number}", f"reply-{number}", training)
+    return ledger
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from voxfed.privacy.accounting import noise_to_signal
+from voxfed.privacy.calibration import noise_to_signal
 from voxfed.privacy.terms import agree
 from voxfed.server.forecast import forecast, lower_end
 from voxfed.study.messages import Description

@@ -1,0 +1,222 @@
+"""Recovery at a site: what the folder still knows of the rows that an old copy lost."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..privacy.accounting import Event
+from ..privacy.budget import read_accounts, reservation, write_events
+from ..privacy.chain import Chain, Head, Row, head_of
+from ..privacy.ledger import RoundKey
+from ..privacy.recovery import (
+    Entry,
+    Recovery,
+    accounts_for,
+    as_rows,
+    rows_after,
+    settlement,
+    worst_case,
+)
+from ..privacy.terms import Terms
+from ..study.errors import UsageError, VerificationError
+from .approval import Approval, all_approvals
+from .site import Site
+
+REPLAYED = "an old copy was put back; the journal, as new as the coordinator's head, named these"
+WORST = "an old copy was put back; what the missing rows charged is not known"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What journal and outbox remember of charges, whatever the ledger says.
+
+    Attributes:
+        charged: request and reply digest of each journaled round.
+        answered: rounds whose reply lies in the outbox; a crash may have kept them unjournaled.
+        approved: studies that were approved.
+        closed: studies that were closed.
+        recovered: True if a recovery was made here before: rows and journal then differ.
+    """
+
+    charged: dict[RoundKey, tuple[str, str]]
+    answered: frozenset[RoundKey]
+    approved: frozenset[str]
+    closed: frozenset[str]
+    recovered: bool
+
+
+def prepare(site: Site, copy: Path | None = None, *, all_known: bool = False) -> Recovery:
+    """Return what `site ledger recover` would append; write nothing.
+
+    Rows of a newer copy are taken over. Where they do not reach the coordinator's head, and the
+    journal does, its charges are repeated with their digests. Otherwise each approved study is
+    charged in full, and the lifetime to its cap unless `all_known`.
+
+    Guarantee:
+        Whatever the site released before, the charges afterwards cover it.
+    Assumes:
+        The coordinator's head is the last that it received. Journal, outbox and approvals were
+        put back together with each other, if at all. With `all_known`, that no study was
+        approved here that neither ledger nor approvals hold.
+
+    Raises:
+        UsageError: the copy is not there.
+        VerificationError: the copy's chain does not hold, or does not continue the ledger.
+    """
+    held, echo = site.ledger.rows(), site.ledger.refused_echo()
+    copied = rows_after(held, _read(copy)) if copy is not None else ()
+    rows = [*held, *copied]
+    lost = _unreserved(site, rows)
+    if not lost and (echo is None or accounts_for(rows, echo)):
+        return Recovery(head_of(held), copied)
+    entries: list[Entry] = [("reserve", _reservation(approval)) for approval in lost]
+    rows += as_rows(entries)
+    memory = _memory(site)
+    terms = {a.folder.name: a.terms for a in all_approvals(site) if a.state == "approved"}
+    if memory is not None and echo is not None and _reaches(memory, rows, echo, set(terms)):
+        entries += [*_replayed(terms, memory, rows), settlement(echo, REPLAYED, exhausted=False)]
+    else:
+        unknown = memory is not None and memory.approved - set(read_accounts(rows))
+        entries += worst_case(read_accounts(rows), WORST)
+        entries.append(settlement(echo, WORST, exhausted=bool(unknown) or not all_known))
+    return Recovery(head_of(held), copied, tuple(entries))
+
+
+def apply(site: Site, recovery: Recovery) -> None:
+    """Write a recovery to the ledger, all of it or nothing, and note it in the journal.
+
+    Raises:
+        Refusal: the ledger grew since.
+        ProcessError: the disk is full; nothing is written then.
+    """
+    head = site.ledger.recover(recovery)
+    if recovery.entries:
+        site.journal.append("recovered", rows=head.length, exhausted=recovery.exhausts)
+
+
+def _read(copy: Path) -> list[Row]:
+    """Return a copy's rows; read from a second copy, since SQLite writes beside what it opens."""
+    if not copy.is_file():
+        raise UsageError("there is no such copy of the ledger", got=copy)
+    with tempfile.TemporaryDirectory() as folder:
+        for ending in ("", "-wal"):
+            source = copy.with_name(copy.name + ending)
+            if source.is_file():
+                shutil.copyfile(source, Path(folder) / f"copy{ending}")
+        try:
+            return Chain(Path(folder) / "copy").rows()
+        except VerificationError as fault:
+            raise VerificationError(
+                f"{copy} cannot be used: {fault.what}", hint="give another copy, or none"
+            ) from None
+
+
+def _unreserved(site: Site, rows: Sequence[Row]) -> list[Approval]:
+    """Return approvals without a reservation: a decision is written after it, so it was lost."""
+    known = read_accounts(rows)
+    return [
+        approval
+        for approval in all_approvals(site)
+        if approval.state == "approved" and approval.folder.name not in known
+    ]
+
+
+def _reservation(approval: Approval) -> dict[str, Any]:
+    delta = approval.plan.privacy.delta
+    whole = approval.terms.whole
+    return reservation(approval.folder.name, approval.plan_digest, whole, delta)
+
+
+def _memory(site: Site) -> Memory | None:
+    """Return what journal and outbox hold, or None where the journal's chain does not hold."""
+    try:
+        entries = list(site.journal.entries())
+    except VerificationError:
+        return None
+    charged = {
+        RoundKey(e["study"], e["branch"], e["stage"], e["round"]): (e["request"], e["reply"])
+        for e in entries
+        if e["event"] == "charged"
+    }
+    named = {
+        event: frozenset(e["study"] for e in entries if e["event"] == event)
+        for event in ("approved", "closed")
+    }
+    recovered = any(entry["event"] == "recovered" for entry in entries)
+    answered = frozenset(_answered(site.worker / "outbox"))
+    return Memory(charged, answered, named["approved"], named["closed"], recovered)
+
+
+def _answered(outbox: Path) -> Iterator[RoundKey]:
+    for path in outbox.glob("[!.]*.*.*.*"):
+        study, branch, stage, number = path.name.rsplit(".", 3)
+        if number.isdigit():
+            yield RoundKey(study, branch, stage, int(number))
+
+
+def _reaches(memory: Memory, rows: Sequence[Row], echo: Head, approved: set[str]) -> bool:
+    """Say whether ledger and journal together know as many rows as the coordinator saw."""
+    accounts = read_accounts(rows)
+    recovered = memory.recovered or any(row.kind == "recovery" for row in rows)
+    remembered = {key.study for key in (*memory.charged, *memory.answered)}
+    if recovered or not memory.approved | remembered <= set(accounts) & approved:
+        return False
+    closed = memory.closed | {name for name, account in accounts.items() if account.closed}
+    notes = sum(row.kind == "note" for row in rows)
+    keys = _keys(rows) | set(memory.charged)
+    return len(accounts) + len(closed) + len(keys) + notes >= echo.length
+
+
+def _replayed(terms: dict[str, Terms], memory: Memory, rows: Sequence[Row]) -> list[Entry]:
+    """Return the journaled charges that the rows lack, unjournaled rounds among them, and closes.
+
+    A crash between charge and journal leaves a round out of the journal, so that rounds below the
+    last known one are charged too, whether they took place or not.
+    """
+    held = _keys(rows)
+
+    def events(key: RoundKey) -> tuple[Event, ...]:
+        return terms[key.study].per_audit if key.stage == "audit" else terms[key.study].per_round
+
+    entries: list[Entry] = []
+    for key in sorted(_up_to(held, {*memory.charged, *memory.answered}), key=_order):
+        body: dict[str, Any] = {"study": key.study, "events": write_events(events(key))}
+        if key in memory.charged:
+            request, reply = memory.charged[key]
+            body |= {"branch": key.branch, "stage": key.stage, "round": key.round}
+            entries.append(("charge", body | {"request_digest": request, "reply_digest": reply}))
+        else:
+            reason = f"round {key.round} of {key.stage} may have left: it is not in the journal"
+            entries.append(("note", body | {"reason": reason}))
+    still_open = {name for name, account in read_accounts(rows).items() if not account.closed}
+    return entries + [("close", {"study": name}) for name in sorted(memory.closed & still_open)]
+
+
+def _up_to(held: set[RoundKey], known: set[RoundKey]) -> set[RoundKey]:
+    """Return the known rounds that are not held, and all rounds between those and the held ones."""
+    last: dict[tuple[str, str, str], int] = {}
+    for key in held:
+        series = (key.study, key.branch, key.stage)
+        last[series] = max(last.get(series, 0), key.round)
+    missing = set(known - held)
+    for key in known - held:
+        series = (key.study, key.branch, key.stage)
+        missing |= {RoundKey(*series, n) for n in range(last.get(series, 0) + 1, key.round)}
+    return missing
+
+
+def _keys(rows: Sequence[Row]) -> set[RoundKey]:
+    return {
+        RoundKey(row.body["study"], row.body["branch"], row.body["stage"], row.body["round"])
+        for row in rows
+        if row.kind == "charge"
+    }
+
+
+def _order(key: RoundKey) -> tuple[str, str, str, int]:
+    return key.study, key.branch, key.stage, key.round

@@ -1,0 +1,1 @@
+"""Each patient's own gradient, at about the price of the batch's."""

@@ -270,7 +270,7 @@ def _summary(site: Site, approval: Approval) -> dict[str, Any]:
             patients = len(read_cohort(site.cohort, plan.volumes.modality).patients)
             terms = agree(plan, declared_size(patients))
             facts["noise multiplier"] = f"{terms.sigma:.3f}, sampling rate {terms.rate:.3f}"
-            measured = rehearse(plan, site.settings.device)
+            measured = rehearse(plan, site.settings.device, site.settings.performance)
             facts["estimated hours"] = f"{measured.hours:.2f} on {measured.device}"
         except VoxfedError as fault:
             facts["cannot be approved"] = fault.message

@@ -76,7 +76,9 @@ def _rehearsed(site: Site, study: str) -> Row:
     from .rehearsal import rehearse
 
     try:
-        measured = rehearse(find(site, study).plan, site.settings.device)
+        measured = rehearse(
+            find(site, study).plan, site.settings.device, site.settings.performance
+        )
     except VoxfedError as fault:
         return _row(f"step of {study}", "FAIL", fault.message, fault.hint)
     found = (

@@ -10,6 +10,9 @@ import torch
 
 from ..models.base import Batch
 from ..privacy.engine import StepSettings, private_gradient
+from ..privacy.gradients.patients import PatientGradients
+from ..privacy.gradients.performance import PerformanceSettings
+from ..privacy.inspection import example
 from ..study.plan import StudyPlan
 from .training import choose_device, prepare
 
@@ -33,7 +36,9 @@ class Rehearsal:
     hours: float
 
 
-def rehearse(plan: StudyPlan, device_wanted: str) -> Rehearsal:
+def rehearse(
+    plan: StudyPlan, device_wanted: str, performance: PerformanceSettings
+) -> Rehearsal:
     """Run one private step at the plan's shape on random volumes; no scan is read.
 
     Raises:
@@ -53,14 +58,17 @@ def rehearse(plan: StudyPlan, device_wanted: str) -> Rehearsal:
         volumes_per_patient=privacy.volumes_per_patient,
         noise_multiplicity=privacy.noise_multiplicity,
     )
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     volumes = [Batch(volumes=volume)] * privacy.volumes_per_patient
     seconds = 0.0
     for stage in family.stages:
         for step in family.steps(stage):
+            way = PatientGradients(
+                family, step, parameters, example(plan.volumes.shape, device), performance
+            )
             for _ in range(2):  # the first run also builds kernels
                 began = time.perf_counter()
-                private_gradient(step, parameters, names, lambda _: volumes, settings, generator)
+                private_gradient(way, names, lambda _: volumes, settings, generator)
                 last = time.perf_counter() - began
             seconds += last / PATIENTS * plan.expected_patients
     return Rehearsal(

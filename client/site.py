@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tomli_w
 from pydantic import Field
 
+from ..privacy.gradients.performance import PerformanceSettings
 from ..privacy.ledger import Ledger
 from ..study.card import Card
 from ..study.errors import SettingsError
@@ -48,6 +49,9 @@ class SiteSettings(Table):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto", "cpu" or "cuda"')
     limits: Limits = Field(default_factory=Limits, description="a [limits] table")
+    performance: PerformanceSettings = Field(
+        default_factory=PerformanceSettings, description="a [performance] table, or none"
+    )
 
 
 @dataclass(frozen=True)

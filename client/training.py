@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from ..models.registry import build
 from ..models.state import load_into
 from ..models.trained import add_adapters, freeze_the_rest
 from ..privacy.engine import StepSettings, open_gradient, private_gradient, private_mean
-from ..privacy.inspection import inspect_family
+from ..privacy.gradients.patients import PatientGradients
+from ..privacy.gradients.performance import PerformanceSettings
+from ..privacy.inspection import example, inspect_family
 from ..privacy.terms import Terms
 from ..study.errors import ProcessError
 from ..study.plan import StudyPlan
@@ -51,10 +54,18 @@ def prepare(plan: StudyPlan, device: torch.device) -> Family:
 class Trainer:
     """A warm model of one study that turns global tensors into an update."""
 
-    def __init__(self, plan: StudyPlan, terms: Terms, device: torch.device) -> None:
+    def __init__(
+        self,
+        plan: StudyPlan,
+        terms: Terms,
+        device: torch.device,
+        performance: PerformanceSettings,
+    ) -> None:
         self.plan, self.terms, self.device = plan, terms, device
         self.family = prepare(plan, device)
+        self._performance = performance
         self._trained = {n: p for n, p in self.family.named_parameters() if p.requires_grad}
+        self._ways: dict[str, PatientGradients] = {}
         inspect_family(self.family, plan.volumes.shape)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -73,7 +84,7 @@ class Trainer:
             One step of the stage reads patients; a family with more is not charged by these terms.
         """
         before = {name: p.detach().clone() for name, p in self._trained.items()}
-        generator = torch.Generator().manual_seed(secrets.randbits(63))
+        generator = torch.Generator(self.device).manual_seed(secrets.randbits(63))
         self.family.train()
         (step,) = (s for s in self.family.steps(stage) if s.reads_patients)
         self._run(step, scans, members, generator)
@@ -98,7 +109,7 @@ class Trainer:
         with torch.no_grad():
             for patient in members:
                 # Its own draws, so that no patient moves what is measured on another.
-                generator = torch.Generator().manual_seed(0)
+                generator = torch.Generator(self.device).manual_seed(0)
                 values = [float(step.loss(b, generator).mean()) for b in scans.batches(patient)]
                 losses[patient] = sum(values) / len(values)
         if not privacy.enabled:
@@ -113,13 +124,33 @@ class Trainer:
         names = [name for name in step.parameters if name in self._trained]
         parameters = [self._trained[name] for name in names]
         optimiser = self._optimiser(parameters)
-        gradient = private_gradient if self.plan.privacy.enabled else open_gradient
         settings = self._settings()
         for _ in range(self.plan.local_steps):
-            parts = gradient(step, parameters, members, scans.batches, settings, generator)
+            drawn = members, scans.batches, settings, generator
+            if self.plan.privacy.enabled:
+                parts = private_gradient(self._way(step, parameters), *drawn)
+            else:
+                parts = open_gradient(step, parameters, *drawn)
             for parameter, part in zip(parameters, parts, strict=True):
                 parameter.grad = part.to(parameter)
             optimiser.step()
+
+    def _way(self, step: Step, parameters: Sequence[Tensor]) -> PatientGradients:
+        """Return the way to a step's gradients, found out when the step is met first."""
+        if step.name not in self._ways:
+            volumes = example(self.plan.volumes.shape, self.device)
+            self._ways[step.name] = PatientGradients(
+                self.family, step, parameters, volumes, self._performance
+            )
+        return self._ways[step.name]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """How gradients were taken, and patients that counted as zero; for the site's eyes only."""
+        return {
+            name: {"way": way.way, "not finite": way.not_finite}
+            for name, way in self._ways.items()
+        }
 
     def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         rate = self.plan.optimiser.learning_rate

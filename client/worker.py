@@ -99,6 +99,7 @@ class Worker:
         self, header: messages.TrainRequest, payload: bytes, digest: str
     ) -> tuple[messages.Message, bytes]:
         """Reserve, train, outbox, charge, reply: in this order (DESIGN section 4)."""
+        self._check_echo(header.echo)
         approval = self._approved(header.study, header.plan_digest)
         key = RoundKey(header.study, str(header.branch), header.stage, header.round)
         events = approval.terms.per_round
@@ -117,6 +118,7 @@ class Worker:
             warm.scans.check(members)
             metrics = warm.trainer.metrics(header.stage, warm.scans, members)
             update = warm.trainer.train(header.stage, warm.scans, members)
+            self._site.journal.append("trained", **asdict(key), steps=warm.trainer.notes)
             spent = self._spent_with(header.study, events)
             reply = messages.Update(
                 study=header.study,
@@ -130,13 +132,14 @@ class Worker:
             )
             return reply, to_bytes(update)
 
-        return self._charged(key, digest, events, header.echo, work, needed=4 * len(payload))
+        return self._charged(key, digest, events, work, needed=4 * len(payload))
 
     def _audit(
         self, header: messages.AuditRequest, payload: bytes, digest: str
     ) -> tuple[messages.Message, bytes]:
         from . import auditing
 
+        self._check_echo(header.echo)
         approval = self._approved(header.study, header.plan_digest)
         try:
             record = auditing.check_lineage(self._site, approval, header, payload)
@@ -160,27 +163,19 @@ class Worker:
             epsilon = spent if approval.plan.privacy.enabled else None
             return auditing.audit(self._site, warm, header, digest, payload, epsilon), b""
 
-        return self._charged(key, digest, events, header.echo, work, needed=1 << 20)
+        return self._charged(key, digest, events, work, needed=1 << 20)
 
     def _charged(
         self,
         key: RoundKey,
         digest: str,
         events: tuple[Any, ...],
-        echo: messages.Head | None,
         work: Callable[[], tuple[messages.Message, bytes]],
         *,
         needed: int,
     ) -> tuple[messages.Message, bytes]:
         """Do `work` under the ledger: what leaves was charged, what was charged is kept."""
-        from ..privacy.chain import Head
-
         ledger = self._site.ledger
-        if echo is not None:
-            try:
-                ledger.check_echo(Head(echo.length, echo.digest))
-            except VerificationError as fault:
-                raise _Coded(RefusalCode.ROLLED_BACK, fault.message) from None
         done = ledger.begin(key, digest, events)
         if done is not None:
             try:
@@ -197,6 +192,17 @@ class Worker:
             self._site.journal.append("charged", **asdict(key), request=digest, reply=reply_digest)
         head = ledger.head()
         return messages.Receipt(head=messages.Head(length=head.length, digest=head.digest)), reply
+
+    def _check_echo(self, echo: messages.Head | None) -> None:
+        """Refuse where an old ledger was put back, before asking what that ledger knows."""
+        from ..privacy.chain import Head
+
+        if echo is None:
+            return
+        try:
+            self._site.ledger.check_echo(Head(echo.length, echo.digest))
+        except VerificationError as fault:
+            raise _Coded(RefusalCode.ROLLED_BACK, fault.message) from None
 
     def _approved(self, study: str, plan_digest: str) -> Approval:
         try:
@@ -229,7 +235,8 @@ class Worker:
                 plan.volumes,
                 device,
             )
-            self._warm = {plan.digest: Warm(approval, Trainer(plan, approval.terms, device), scans)}
+            trainer = Trainer(plan, approval.terms, device, self._site.settings.performance)
+            self._warm = {plan.digest: Warm(approval, trainer, scans)}
         return self._warm[plan.digest]
 
     def _spent_with(self, study: str, events: tuple[Any, ...]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +14,39 @@ from ..study.tables import Table
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Volumes of one patient, or of public images, with what the task has beside them.
+class Condition:
+    """What a volume is asked to show, one row a volume; a field is None where the task has it not.
 
     Attributes:
-        volumes: float32 (B, C, D, H, W) in [-1, 1], RAS axes.
         label: int64 (B,) classes.
-        attributes: float32 (B, A) numbers.
-        mask: int64 (B, 1, D, H, W).
-        source: float32 (B, C, D, H, W), another modality of the same patient.
+        attributes: float32 (B, A) numbers, each scaled to about [-1, 1].
+        mask: int64 (B, 1, D, H, W) structures, 0 for none.
+        source: float32 (B, C, D, H, W) in [-1, 1], another modality of the same patient.
     """
 
-    volumes: Tensor
     label: Tensor | None = None
     attributes: Tensor | None = None
     mask: Tensor | None = None
     source: Tensor | None = None
 
 
-Loss = Callable[[Batch, torch.Generator], Tensor]
+NO_CONDITION = Condition()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Volumes of patients, or of public images, with what the task has beside them.
+
+    Attributes:
+        volumes: float32 (B, C, D, H, W) in [-1, 1], RAS axes.
+        condition: what the task has beside them, B rows.
+    """
+
+    volumes: Tensor
+    condition: Condition = NO_CONDITION
+
+
+Loss = Callable[[Any, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,15 +58,18 @@ class Step:
         parameters: names of the parameters that the turn updates; frozen ones are left out.
         reads_patients: True where the loss touches a scan, so that the step runs under the privacy
             engine; False where it is given no batch.
-        loss: from a batch of B volumes to (B,) losses, one a volume. No loss mixes two volumes:
-            that is what makes a patient's gradient that patient's alone. All randomness comes from
-            the generator.
+        loss: from a Batch of B volumes to (B,) losses, one a volume. No loss mixes two volumes:
+            that is what makes a patient's gradient that patient's alone. A step that reads no
+            patients is given None, and returns losses of volumes that it makes up itself. All
+            randomness comes from the generator, on the generator's device.
+        repeats: turns of this step in one local step, e.g. 5 of a critic; each is charged.
     """
 
     name: str
     parameters: tuple[str, ...]
     reads_patients: bool
     loss: Loss
+    repeats: int = 1
 
 
 class Family(nn.Module, ABC):
@@ -78,12 +95,12 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, n: int, *, condition: Tensor | None = None, generator: torch.Generator
+        self, n: int, *, condition: Condition = NO_CONDITION, generator: torch.Generator
     ) -> Tensor:
         """Draw `n` volumes, float32 (n, C, D, H, W) in [-1, 1], from public noise alone.
 
         Raises:
-            PlanError: a condition is given to a family that takes none.
+            PlanError: a condition is missing, or given to a family that takes none.
         """
 
 
@@ -93,4 +110,31 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, volumes: Tensor) -> Tensor:
         """Return (B, C, D, H, W) in [-1, 1] for (B, C, D, H, W); the same input, the same bits."""
+        ...
+
+
+@runtime_checkable
+class HasLikelihoodBound(Protocol):
+    """A family that bounds how likely a volume is."""
+
+    def likelihood_bound(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return a lower bound on each volume's log density, (B,), in nats."""
+        ...
+
+
+@runtime_checkable
+class HasCritic(Protocol):
+    """A family that learned to tell volumes from its own."""
+
+    def criticise(self, batch: Batch) -> Tensor:
+        """Return (B,) scores, higher where a volume looks real; no draw is made."""
+        ...
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """A family that removes noise from volumes."""
+
+    def denoising_error(self, batch: Batch, time: float, generator: torch.Generator) -> Tensor:
+        """Return the mean squared error of the predicted noise at a time in (0, 1), (B,)."""
         ...

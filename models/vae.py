@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..study.errors import PlanError
 from ..study.tables import Table
-from .base import Batch, Family, Step
+from .base import NO_CONDITION, Batch, Condition, Family, Step
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
@@ -167,14 +167,14 @@ class Vae(Family):
 
     @torch.no_grad()
     def sample(
-        self, n: int, *, condition: Tensor | None = None, generator: torch.Generator
+        self, n: int, *, condition: Condition = NO_CONDITION, generator: torch.Generator
     ) -> Tensor:
         """Decode `n` draws of the standard normal prior to (n, 1, D, H, W) in [-1, 1].
 
         Raises:
             PlanError: a condition is given.
         """
-        if condition is not None:
+        if condition != NO_CONDITION:
             raise PlanError("the family vae takes no condition", hint="sample without one")
         here = self.code_decoder.weight
         shapes = (n, self.spec.code), (n, *self.spec.latent_shape)

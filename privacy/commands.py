@@ -1,10 +1,11 @@
-"""The privacy officer's commands: `officer init`, `audit show`, `release approve|reject|verify`."""
+"""The privacy officer's commands: `officer`, `audit show`, `audit selftest`, `release`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ..study.card import Card
-from ..study.errors import UsageError
+from ..study.errors import UsageError, VerificationError
 from ..study.files import digest, write
 from ..study.identity import PublicKey, SigningKey
 from ..study.plan import safe_name
+from ..study.terminal import progress, show_table
 
 if TYPE_CHECKING:
     from .audit.report import AuditReport
+    from .audit.selftest import Finding
 
 officer = typer.Typer(
     no_args_is_help=True, help="The privacy officer's own key, on the officer's own machine."
@@ -80,6 +83,31 @@ def show(bundle: Bundle, as_json: AsJson = False) -> None:
         )
         return
     _print_report(report)
+
+
+@audit.command("selftest")
+def selftest(as_json: AsJson = False) -> None:
+    """Attack this machine's privacy engine, and engines with planted faults, in seconds."""
+    from .audit.selftest import run
+
+    began = time.monotonic()
+    with progress("self-test", hidden=as_json) as shown:
+        findings = run(shown)
+    seconds = time.monotonic() - began
+    wrong = [finding for finding in findings if not finding.holds]
+    if as_json:
+        facts = [dataclasses.asdict(finding) for finding in findings]
+        _print_json({"holds": not wrong, "seconds": round(seconds, 1), "findings": facts})
+    else:
+        columns = ["instrument", "engine", "measured", "alarm", "limit", "as it must be"]
+        show_table("self-test of the privacy engine", columns, [_cells(f) for f in findings])
+        Console().print(f"{len(findings) - len(wrong)} of {len(findings)} hold, {seconds:.0f} s")
+    if wrong:
+        raise VerificationError(
+            "the self-test of the privacy engine failed",
+            got="; ".join(finding.verdict for finding in wrong),
+            hint="train nothing with privacy on this machine until it holds",
+        )
 
 
 @release.command("approve")
@@ -195,6 +223,13 @@ def _keys(
             expected="one --card of a coordinator",
         )
     return next(iter(keys["coordinator"].values())), keys["officer"], keys["site"]
+
+
+def _cells(finding: Finding) -> list[str]:
+    reading = finding.reading
+    alarm, verdict = "yes" if reading.alarm else "no", "PASS" if finding.holds else "FAIL"
+    limit = f"{reading.limit:.6g}"
+    return [finding.instrument, finding.engine, reading.detail, alarm, limit, verdict]
 
 
 def _print_report(report: AuditReport) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...models.base import Batch, Step
+from ...models.base import Batch, Condition, Step
 from .draws import Draws
 from .performance import PerformanceSettings
 from .recorder import Recorder
@@ -108,9 +108,7 @@ class PatientGradients:
         if pack:
             yield pack
 
-    def _add_alone(
-        self, total: list[Tensor], patient: Patient, draws: Draws, weigh: Weigh
-    ) -> None:
+    def _add_alone(self, total: list[Tensor], patient: Patient, draws: Draws, weigh: Weigh) -> None:
         """Add one patient by plain autograd, a few volumes at a time."""
         gradient = [torch.zeros_like(p) for p in self.parameters]
         most = self._performance.volumes_at_once
@@ -209,12 +207,12 @@ class _Shares:
 
 
 def joined(volumes: Sequence[Batch]) -> Batch:
-    """Return one batch of several, each field beside its own."""
+    """Return one batch of several, volumes and each part of their conditions."""
     parts = {}
-    for field in fields(Batch):
-        values = [getattr(one, field.name) for one in volumes]
+    for field in fields(Condition):
+        values = [getattr(one.condition, field.name) for one in volumes]
         parts[field.name] = None if values[0] is None else torch.cat(values)
-    return Batch(**parts)
+    return Batch(torch.cat([one.volumes for one in volumes]), Condition(**parts))
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -68,11 +68,7 @@ class Recorder:
             return False
         draws = Draws(torch.Generator(example.volumes.device).manual_seed(0))
         with draws.put_back():
-            losses = step.loss(example, draws.generator)
-        plain = [
-            torch.autograd.grad(loss, self._parameters, retain_graph=True, allow_unused=True)
-            for loss in losses
-        ]
+            plain = self._plain(step, example, draws)
         rows: dict[int, Tensor] = {}
         try:
             self.record(lambda: step.loss(example, draws.generator), rows.__setitem__)
@@ -126,18 +122,29 @@ class Recorder:
             for handle in handles:
                 handle.remove()
 
-    def _close(self, rows: dict[int, Tensor], volume: int, parts: Sequence[Tensor | None]) -> bool:
+    def _plain(self, step: Step, example: Batch, draws: Draws) -> list[list[Tensor]]:
+        """Return autograd's gradient of each volume's loss, zeros where there is none."""
+        losses = step.loss(example, draws.generator)
+        found = []
+        for volume, loss in enumerate(losses):
+            parts = torch.autograd.grad(
+                loss,
+                self._parameters,
+                retain_graph=volume + 1 < len(losses),
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            found.append(list(parts))
+        return found
+
+    def _close(self, rows: dict[int, Tensor], volume: int, parts: Sequence[Tensor]) -> bool:
         wrong, whole = 0.0, 0.0
         for number, part in enumerate(parts):
-            row = rows[number][volume] if number in rows else None
-            if part is None and row is None:
-                continue
-            one = torch.zeros_like(self._parameters[number]) if part is None else part
-            other = torch.zeros_like(one) if row is None else row
-            wrong += float((one.double() - other.double()).square().sum())
-            whole += float(one.double().square().sum())
+            row = rows[number][volume] if number in rows else torch.zeros_like(part)
+            wrong += float((row.double() - part.double()).square().sum())
+            whole += float(part.double().square().sum())
         tolerance = max(AGREEMENT, 8 * torch.finfo(self._parameters[0].dtype).eps)
-        return bool(wrong <= tolerance**2 * whole)
+        return wrong <= tolerance**2 * whole
 
 
 class _Rooted(torch.autograd.Function):
@@ -158,9 +165,10 @@ def _watched(
 ) -> Tensor | None:
     if not torch.is_grad_enabled():
         return None
-    rooted: Tensor | None = None
+    if output._is_view():  # writing into a view, as relu_ may, would lose the hook
+        output = output.clone()
     if not output.requires_grad:
-        output = rooted = _Rooted.apply(output, root)
+        output = _Rooted.apply(output, root)
     layer.waiting += 1
 
     def back(gradient: Tensor) -> None:
@@ -176,7 +184,7 @@ def _watched(
             _hand_over(layer, receive)
 
     output.register_hook(back)
-    return rooted
+    return output
 
 
 def _hand_over(layer: _Layer, receive: Receive) -> None:

@@ -11,6 +11,7 @@ from voxfed.client import training
 from voxfed.client.training import Trainer, choose_device, prepare
 from voxfed.models.base import Batch
 from voxfed.models.state import from_bytes, tensors_of
+from voxfed.privacy.gradients.performance import PerformanceSettings
 from voxfed.privacy.terms import terms_with
 from voxfed.study.errors import ProcessError, WireError
 from voxfed.study.plan import StudyPlan
@@ -39,7 +40,7 @@ class Volumes:
 def make(text: bytes, old: bytes = b"", new: bytes = b"", sigma: float = 1.0) -> Trainer:
     assert old in text
     plan = StudyPlan.from_text(text.replace(old, new, 1))
-    return Trainer(plan, terms_with(plan, 5, sigma), CPU)
+    return Trainer(plan, terms_with(plan, 5, sigma), CPU, PerformanceSettings())
 
 
 def test_one_sgd_step_is_the_gradient(plan_text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_tensors_that_do_not_fit(plan_text: bytes) -> None:
 
 def test_a_diverged_update_is_zeros(plan_text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error would tell, uncharged and again and again, what became of private draws."""
-    bad = lambda step, parameters, *rest: [p * torch.nan for p in parameters]  # noqa: E731
+    bad = lambda way, *rest: [p * torch.nan for p in way.parameters]  # noqa: E731
     monkeypatch.setattr(training, "private_gradient", bad)
     update = make(plan_text).train("autoencoder", Volumes(), MEMBERS)  # type: ignore[arg-type]
     assert update
@@ -164,5 +165,5 @@ def test_devices() -> None:
 
 def test_state_survives_the_wire(hospital: Any) -> None:
     """The first weights that the coordinator sends fit the model that the site builds."""
-    trainer = Trainer(hospital.plan, hospital.approval.terms, CPU)
+    trainer = Trainer(hospital.plan, hospital.approval.terms, CPU, PerformanceSettings())
     trainer.load(from_bytes(hospital.weights))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
-from voxfed.models.base import Batch, Reconstructs
+from voxfed.models.base import Batch, Condition, Reconstructs
 from voxfed.models.vae import Gaussian, Vae, VaeSpec
 from voxfed.study.errors import PlanError
 
@@ -126,4 +126,4 @@ def test_there_is_no_state_beside_the_parameters() -> None:
 
 def test_a_condition_is_refused() -> None:
     with pytest.raises(PlanError, match="no condition"):
-        make().sample(1, condition=torch.zeros(1), generator=generator())
+        make().sample(1, condition=Condition(label=torch.zeros(1)), generator=generator())

@@ -15,6 +15,7 @@ from ..study.errors import LimitRefusal, Refusal, VerificationError, VoxfedError
 from ..study.files import write
 from ..study.identity import canonical
 from ..study.plan import StudyPlan, safe_name
+from ..study.schedule import Schedule
 from .check import check_cohort
 from .cohort import read_cohort
 from .finding import Verdict
@@ -58,7 +59,9 @@ class Approval:
     @property
     def terms(self) -> Terms:
         """The constants of the study at this site, fixed at approval by plan and declared size."""
-        return terms_with(self.plan, self.declared, float(str(self._decision()["sigma"])))
+        decision = self._decision()
+        schedule = Schedule.read(cast(list[list[object]], decision["schedule"]))
+        return terms_with(self.plan, self.declared, float(str(decision["sigma"])), schedule)
 
     @property
     def manifest(self) -> Manifest:
@@ -214,7 +217,11 @@ def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | Non
         frozen.unlink()
         raise
     approval.decide(
-        decision="approved", plan=plan.digest, declared=terms.declared, sigma=terms.sigma
+        decision="approved",
+        plan=plan.digest,
+        declared=terms.declared,
+        sigma=terms.sigma,
+        schedule=terms.schedule.written,
     )
     site.journal.append("approved", study=plan.name, plan=plan.digest, declared=terms.declared)
 

@@ -58,11 +58,11 @@ def check_lineage(
             raise VerificationError(
                 f"the lineage is of another {what}", got=got[:12], expected=expected[:12]
             )
-    if not 1 <= record.round <= approval.plan.rounds:
+    if not 1 <= record.round <= approval.terms.schedule.rounds:
         raise VerificationError(
             "the lineage is of no round of the plan",
             got=record.round,
-            expected=f"1 to {approval.plan.rounds}",
+            expected=f"1 to {approval.terms.schedule.rounds}",
         )
     own = [
         row.body["reply_digest"]

@@ -76,9 +76,7 @@ def _rehearsed(site: Site, study: str) -> Row:
     from .rehearsal import rehearse
 
     try:
-        measured = rehearse(
-            find(site, study).plan, site.settings.device, site.settings.performance
-        )
+        measured = rehearse(find(site, study).plan, site.settings.device, site.settings.performance)
     except VoxfedError as fault:
         return _row(f"step of {study}", "FAIL", fault.message, fault.hint)
     found = (

@@ -181,7 +181,8 @@ def _replayed(terms: dict[str, Terms], memory: Memory, rows: Sequence[Row]) -> l
     held = _keys(rows)
 
     def events(key: RoundKey) -> tuple[Event, ...]:
-        return terms[key.study].per_audit if key.stage == "audit" else terms[key.study].per_round
+        own = terms[key.study]
+        return own.per_audit if key.stage == "audit" else own.per_round[key.stage]
 
     entries: list[Entry] = []
     for key in sorted(_up_to(held, {*memory.charged, *memory.answered}), key=_order):

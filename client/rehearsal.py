@@ -25,7 +25,7 @@ class Rehearsal:
 
     Attributes:
         device: where it ran.
-        seconds: one step with the plan's expected patients.
+        seconds: the slowest step, with the plan's expected patients.
         peak_bytes: the largest memory of the process, or of the GPU.
         hours: the whole study's training.
     """
@@ -36,9 +36,7 @@ class Rehearsal:
     hours: float
 
 
-def rehearse(
-    plan: StudyPlan, device_wanted: str, performance: PerformanceSettings
-) -> Rehearsal:
+def rehearse(plan: StudyPlan, device_wanted: str, performance: PerformanceSettings) -> Rehearsal:
     """Run one private step at the plan's shape on random volumes; no scan is read.
 
     Raises:
@@ -46,7 +44,7 @@ def rehearse(
     """
     device = choose_device(device_wanted)
     family = prepare(plan, device)
-    parameters = [p for p in family.parameters() if p.requires_grad]
+    learning = {name: p for name, p in family.named_parameters() if p.requires_grad}
     volume = torch.rand((1, 1, *plan.volumes.shape)).to(device) * 2 - 1
     names = [f"random-{i}" for i in range(PATIENTS)]
     privacy = plan.privacy
@@ -60,22 +58,25 @@ def rehearse(
     )
     generator = torch.Generator(device).manual_seed(0)
     volumes = [Batch(volumes=volume)] * privacy.volumes_per_patient
-    seconds = 0.0
+    nobody = example(plan.volumes.shape, device)
+    seconds, hours = 0.0, 0.0
     for stage in family.stages:
-        for step in family.steps(stage):
-            way = PatientGradients(
-                family, step, parameters, example(plan.volumes.shape, device), performance
-            )
+        rounds = plan.stages.get(stage, plan.rounds)
+        for step in (s for s in family.steps(stage) if s.reads_patients and rounds):
+            parameters = [learning[name] for name in step.parameters if name in learning]
+            way = PatientGradients(family, step, parameters, nobody, performance)
             for _ in range(2):  # the first run also builds kernels
                 began = time.perf_counter()
                 private_gradient(way, names, lambda _: volumes, settings, generator)
                 last = time.perf_counter() - began
-            seconds += last / PATIENTS * plan.expected_patients
+            last *= plan.expected_patients / PATIENTS
+            seconds = max(seconds, last)
+            hours += last * step.repeats * plan.local_steps * rounds / 3600
     return Rehearsal(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         seconds=seconds,
         peak_bytes=_peak(device),
-        hours=seconds * plan.steps / 3600,
+        hours=hours,
     )
 
 

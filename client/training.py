@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.base import Family, Step
 from ..models.registry import build
 from ..models.state import load_into
-from ..models.trained import add_adapters, freeze_the_rest
+from ..models.trained import add_adapters, freeze_the_rest, stage_parameters
 from ..privacy.engine import StepSettings, open_gradient, private_gradient, private_mean
 from ..privacy.gradients.patients import PatientGradients
 from ..privacy.gradients.performance import PerformanceSettings
@@ -51,6 +51,14 @@ def prepare(plan: StudyPlan, device: torch.device) -> Family:
     return family
 
 
+class _Turn(NamedTuple):
+    """A step of this round with what it moves."""
+
+    step: Step
+    parameters: Sequence[Tensor]
+    optimiser: torch.optim.Optimizer
+
+
 class Trainer:
     """A warm model of one study that turns global tensors into an update."""
 
@@ -78,17 +86,20 @@ class Trainer:
         An update that is not finite is sent, and charged, as zeros.
 
         Guarantee:
-            With privacy enabled the update is post-processing of `local_steps` private gradients
-            (privacy/engine.py), whose events are `terms.per_round`.
-        Assumes:
-            One step of the stage reads patients; a family with more is not charged by these terms.
+            With privacy enabled the update is post-processing of private gradients
+            (privacy/engine.py), one for each turn that reads patients; their events are
+            `terms.per_round[stage]`. A step that reads no patients is given no batch.
         """
-        before = {name: p.detach().clone() for name, p in self._trained.items()}
+        names = stage_parameters(self.family, stage)
+        before = {name: self._trained[name].detach().clone() for name in names}
         generator = torch.Generator(self.device).manual_seed(secrets.randbits(63))
         self.family.train()
-        (step,) = (s for s in self.family.steps(stage) if s.reads_patients)
-        self._run(step, scans, members, generator)
-        update = {name: (p.detach() - before[name]).cpu() for name, p in self._trained.items()}
+        turns = [self._turn(step) for step in self.family.steps(stage)]
+        for _ in range(self.plan.local_steps):
+            for turn in turns:
+                for _ in range(turn.step.repeats):
+                    self._take(turn, scans, members, generator)
+        update = {name: (self._trained[name].detach() - before[name]).cpu() for name in names}
         if all(bool(torch.isfinite(change).all()) for change in update.values()):
             return update
         # A refusal here would tell of draws that were never charged; zeros are post-processing.
@@ -103,7 +114,7 @@ class Trainer:
         privacy = self.plan.privacy
         if privacy.enabled and privacy.metric_noise is None:
             return {}
-        (step, *_) = self.family.steps(stage)
+        step = next(step for step in self.family.steps(stage) if step.reads_patients)
         self.family.eval()
         losses = {}
         with torch.no_grad():
@@ -118,22 +129,25 @@ class Trainer:
         expected = self.terms.divisor / self.terms.rate
         return {"loss": private_mean(losses, expected, privacy.metric_noise)}
 
-    def _run(
-        self, step: Step, scans: Scans, members: tuple[str, ...], generator: torch.Generator
+    def _turn(self, step: Step) -> _Turn:
+        parameters = [self._trained[name] for name in step.parameters if name in self._trained]
+        return _Turn(step, parameters, self._optimiser(parameters))
+
+    def _take(
+        self, turn: _Turn, scans: Scans, members: tuple[str, ...], generator: torch.Generator
     ) -> None:
-        names = [name for name in step.parameters if name in self._trained]
-        parameters = [self._trained[name] for name in names]
-        optimiser = self._optimiser(parameters)
-        settings = self._settings()
-        for _ in range(self.plan.local_steps):
-            drawn = members, scans.batches, settings, generator
-            if self.plan.privacy.enabled:
-                parts = private_gradient(self._way(step, parameters), *drawn)
-            else:
-                parts = open_gradient(step, parameters, *drawn)
-            for parameter, part in zip(parameters, parts, strict=True):
-                parameter.grad = part.to(parameter)
-            optimiser.step()
+        """Take one optimiser step along the gradient of one draw."""
+        drawn = members, scans.batches, self._settings(), generator
+        if not turn.step.reads_patients:
+            loss = turn.step.loss(None, generator).mean()
+            parts = list(torch.autograd.grad(loss, turn.parameters))
+        elif self.plan.privacy.enabled:
+            parts = private_gradient(self._way(turn.step, turn.parameters), *drawn)
+        else:
+            parts = open_gradient(turn.step, turn.parameters, *drawn)
+        for parameter, part in zip(turn.parameters, parts, strict=True):
+            parameter.grad = part.to(parameter)
+        turn.optimiser.step()
 
     def _way(self, step: Step, parameters: Sequence[Tensor]) -> PatientGradients:
         """Return the way to a step's gradients, found out when the step is met first."""
@@ -148,8 +162,7 @@ class Trainer:
     def notes(self) -> dict[str, Any]:
         """How gradients were taken, and patients that counted as zero; for the site's eyes only."""
         return {
-            name: {"way": way.way, "not finite": way.not_finite}
-            for name, way in self._ways.items()
+            name: {"way": way.way, "not finite": way.not_finite} for name, way in self._ways.items()
         }
 
     def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

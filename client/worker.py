@@ -102,11 +102,14 @@ class Worker:
         self._check_echo(header.echo)
         approval = self._approved(header.study, header.plan_digest)
         key = RoundKey(header.study, str(header.branch), header.stage, header.round)
-        events = approval.terms.per_round
-        if not events and (header.branch, header.round) > (0, approval.plan.rounds):
+        terms = approval.terms
+        if header.stage not in terms.per_round:
+            raise PlanError("the family has no such stage", got=header.stage)
+        events = terms.per_round[header.stage]
+        if not events and (header.branch, header.round) > (0, terms.schedule.rounds):
             # No reservation bounds a study without privacy, so its plan must.
             raise BudgetExhausted(
-                "the plan holds no such round", got=header.round, expected=approval.plan.rounds
+                "the plan holds no such round", got=header.round, expected=terms.schedule.rounds
             )
 
         def work() -> tuple[messages.Message, bytes]:

@@ -11,6 +11,7 @@ import torch
 
 from ..study.errors import PlanError
 from ..study.plan import StudyPlan
+from ..study.schedule import Schedule, Stage
 from .base import Family
 from .vae import Vae, VaeSpec
 
@@ -94,6 +95,25 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         lines = fault.what.splitlines()[1:]
         return [f"settings.{x.strip()}" for x in lines if not x.strip().startswith("shape")]
     return []
+
+
+def schedule_of(plan: StudyPlan) -> Schedule:
+    """Return the plan's stages with their rounds and the turns that read patients.
+
+    Raises:
+        PlanError: as in `check`, or the plan gives rounds to a stage that the family has not.
+    """
+    with torch.device("meta"):
+        family = build(plan)
+    strange = sorted(set(plan.stages) - set(family.stages))
+    if strange:
+        expected = " or ".join(family.stages)
+        raise PlanError("stages: the family has no such stage", got=strange[0], expected=expected)
+    stages = []
+    for name in family.stages:
+        turns = sum(step.repeats for step in family.steps(name) if step.reads_patients)
+        stages.append(Stage(name, plan.stages.get(name, plan.rounds), turns))
+    return Schedule(tuple(stages))
 
 
 def build(plan: StudyPlan) -> Family:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import torch
+from monai.networks.blocks.crossattention import CrossAttentionBlock
+from monai.networks.blocks.selfattention import SABlock
+from monai.networks.blocks.spatialattention import SpatialAttentionBlock
+from monai.networks.nets.diffusion_model_unet import SpatialTransformer
 from torch import Tensor, nn
 
+from ..study.errors import PlanError
 from ..study.plan import Trained
 from .base import Family
 
 RANK = 2
+ATTENTION = (SpatialAttentionBlock, SpatialTransformer, SABlock, CrossAttentionBlock)
 
 
 class Adapted(nn.Module):
@@ -61,7 +67,10 @@ def trained_parameters(family: Family, part: Trained) -> list[str]:
 
     Args:
         family: with its adapters already added where the part is "adapters".
-        part: "all", "normalisation-and-biases" or "adapters".
+        part: "all", "attention", "normalisation-and-biases" or "adapters".
+
+    Raises:
+        PlanError: the family has nothing of that part.
     """
     names = [name for name, _ in family.named_parameters()]
     if part == "all":
@@ -71,11 +80,22 @@ def trained_parameters(family: Family, part: Trained) -> list[str]:
         inside = {f"{path}.{name}" for name, _ in module.named_parameters()}
         if part == "adapters" and isinstance(module, Adapted):
             chosen |= {name for name in inside if not name.startswith(f"{path}.frozen.")}
+        elif part == "attention" and isinstance(module, ATTENTION):
+            chosen |= inside
         elif part == "normalisation-and-biases":
             whole = isinstance(module, nn.GroupNorm)
             chosen |= {name for name in inside if whole or name.endswith(".bias")}
             chosen |= set(family.biases)
+    if not chosen:
+        raise PlanError(f"the family has no {part} to train", got=part, expected="another part")
     return [name for name in names if name in chosen]
+
+
+def stage_parameters(family: Family, stage: str) -> list[str]:
+    """Return the names of the parameters that learn in a stage, in the family's order."""
+    turned = {name for step in family.steps(stage) for name in step.parameters}
+    learning = [name for name, weight in family.named_parameters() if weight.requires_grad]
+    return [name for name in learning if name in turned]
 
 
 def freeze_the_rest(family: Family, part: Trained) -> list[str]:

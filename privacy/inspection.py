@@ -140,14 +140,14 @@ def _check_mixing(family: Family, step: Step, batch: Batch) -> None:
                 f"the loss of step {step.name} mixes the volumes of two patients",
                 got=f"losses {first.tolist()}",
                 expected=f"two losses, with {second.flatten().tolist()[kept:][:1]} kept",
-                hint="return one loss a volume, keep nothing of a batch, draw from the generator alone",
+                hint="return one loss a volume, keep nothing of a batch, draw from the generator",
             )
 
 
 def _check_blindness(family: Family, step: Step, reading: list[Step], batch: Batch) -> None:
     """Run the step without a batch, after each of two different patients was seen."""
     found = []
-    for seen in (batch, Batch(volumes=-batch.volumes)):
+    for seen in (batch, Batch(volumes=torch.ones_like(batch.volumes))):
         for one in reading:
             _turn(family, one, seen)
         try:

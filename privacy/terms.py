@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..study.errors import Refusal
 from ..study.plan import StudyPlan
+from ..study.schedule import Schedule
 from .accounting import Event, merge, training_event
 from .calibration import calibrate_sigma
 
@@ -21,7 +23,8 @@ class Terms:
         rate: the probability q that a member is drawn for a step.
         divisor: what the noised sum of a step is divided by, the expected number of patients.
         sigma: the noise multiplier of a training step; 0 without privacy.
-        per_round: the events of one round.
+        schedule: the stages with their rounds and turns.
+        per_round: the events of one round of each stage, by the stage's name.
         per_audit: the events of one audit.
         whole: the events of the whole study, reserved at approval.
     """
@@ -30,7 +33,8 @@ class Terms:
     rate: float
     divisor: float
     sigma: float
-    per_round: tuple[Event, ...]
+    schedule: Schedule
+    per_round: Mapping[str, tuple[Event, ...]]
     per_audit: tuple[Event, ...]
     whole: tuple[Event, ...]
 
@@ -64,32 +68,36 @@ def agree(plan: StudyPlan, declared: int) -> Terms:
     Raises:
         LimitRefusal: no useful amount of noise reaches the plan's epsilon.
     """
+    from ..models.registry import schedule_of
+
+    schedule = schedule_of(plan)
     if not plan.privacy.enabled:
-        return terms_with(plan, declared, 0.0)
+        return terms_with(plan, declared, 0.0, schedule)
     sigma = calibrate_sigma(
         rate=_rate(plan, declared),
-        steps=plan.steps,
+        steps=schedule.steps(plan.local_steps),
         epsilon=plan.privacy.epsilon,
         delta=plan.privacy.delta,
-        others=(*_metric(plan) * plan.rounds, *_audit(plan) * plan.privacy.audits),
+        others=(*_metric(plan) * schedule.rounds, *_audit(plan) * plan.privacy.audits),
     )
-    return terms_with(plan, declared, sigma)
+    return terms_with(plan, declared, sigma, schedule)
 
 
-def terms_with(plan: StudyPlan, declared: int, sigma: float) -> Terms:
-    """Return the terms of `plan` for a noise multiplier that `agree` found before."""
+def terms_with(plan: StudyPlan, declared: int, sigma: float, schedule: Schedule) -> Terms:
+    """Return the terms of `plan` for a noise multiplier and a schedule that `agree` found."""
     rate = _rate(plan, declared)
     divisor = rate * _members(plan, declared)
     if not plan.privacy.enabled:
-        return Terms(declared, rate, divisor, 0.0, (), (), ())
+        nothing: dict[str, tuple[Event, ...]] = {stage.name: () for stage in schedule.stages}
+        return Terms(declared, rate, divisor, 0.0, schedule, nothing, (), ())
     metric, audit = _metric(plan), _audit(plan)
-    training = training_event(sigma, rate, plan.local_steps)
-    whole = (
-        training_event(sigma, rate, plan.steps),
-        *metric * plan.rounds,
-        *audit * plan.privacy.audits,
-    )
-    return Terms(declared, rate, divisor, sigma, (training, *metric), audit, merge(whole))
+    per_round = {
+        stage.name: (training_event(sigma, rate, plan.local_steps * stage.turns), *metric)
+        for stage in schedule.stages
+    }
+    whole = [event for s in schedule.stages for event in per_round[s.name] * s.rounds]
+    whole += audit * plan.privacy.audits
+    return Terms(declared, rate, divisor, sigma, schedule, per_round, audit, merge(whole))
 
 
 def _members(plan: StudyPlan, declared: int) -> float:

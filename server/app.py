@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         rounds = Rounds(coordinator, exchange, store)
         if wanted["task"] == "train":
-            rounds.train(str(wanted["stage"]))
+            rounds.train()
         else:
             rounds.audit(deadline, int(wanted["samples"]))
     except VoxfedError as fault:

@@ -12,6 +12,7 @@ from ..study.errors import Refusal, UsageError, VerificationError, WireError
 from ..study.identity import PublicKey
 from ..study.messages import RefusalCode, hash_of
 from ..study.record import RoundRecord
+from ..study.schedule import Schedule
 from .aggregation import RunningMean
 from .coordinator import Coordinator
 from .exchange import Exchange
@@ -48,10 +49,12 @@ class Rounds:
         self._sites = coordinator.sites()
         if not store.rounds():
             raise UsageError(f"study {self._plan.name} has not started", hint="voxfed study run")
-        self._trained: list[str] = store.rounds()[0].facts["trained"]
+        start = store.rounds()[0].facts
+        self._trained: dict[str, list[str]] = start["trained"]
+        self._schedule = Schedule.read(start["schedule"])
         self._lost: set[str] = set()
 
-    def train(self, stage: str) -> None:
+    def train(self) -> None:
         """Offer the plan and run the rounds that are not yet on disk.
 
         Raises:
@@ -65,9 +68,10 @@ class Rounds:
         }
         last = self._store.latest(self._coordinator.key.public)
         first = last.record(self._coordinator.key.public).round + 1
-        for number in range(first, self._plan.rounds + 1):
+        for number in range(first, self._schedule.rounds + 1):
+            stage = self._schedule.stage_of(number).name
             last = self._round(number, stage, last, taking_part)
-        self._show("finished", round=self._plan.rounds)
+        self._show("finished", round=self._schedule.rounds)
 
     def audit(self, deadline: float, samples: int) -> None:
         """Ask every site that takes part to audit the last weights, and keep the signed replies.
@@ -162,7 +166,7 @@ class Rounds:
         """Run one round over the sites that take part, and write it down."""
         began = time.monotonic()
         weights = last.weights
-        mean = RunningMean(weights, self._trained, self._plan.aggregation.update_norm)
+        mean = RunningMean(weights, self._trained[stage], self._plan.aggregation.update_norm)
         self._show("training", round=number, waiting=sorted(sites))
 
         def request(site: str) -> messages.Request:
@@ -305,7 +309,7 @@ class Rounds:
         return messages.encode(header, self._coordinator.key, payload)
 
     def _show(self, state: str, **facts: Any) -> None:
-        self._store.show(state=state, time=time.time(), rounds=self._plan.rounds, **facts)
+        self._store.show(state=state, time=time.time(), rounds=self._schedule.rounds, **facts)
 
 
 def opened(reply: bytes, key: PublicKey, kind: type[Any]) -> Any:

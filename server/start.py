@@ -14,8 +14,8 @@ from .store import Store
 PLAN_TYPE = "application/vnd.voxfed.plan.v1+toml"
 
 
-def ensure_started(coordinator: Coordinator, store: Store) -> str:
-    """Sign the plan and write round 0 if it is not there; return the family's first stage.
+def ensure_started(coordinator: Coordinator, store: Store) -> None:
+    """Sign the plan and write round 0 if it is not there.
 
     Raises:
         PlanError: the plan is wrong, or its public weights are not the ones it names.
@@ -36,35 +36,37 @@ def ensure_started(coordinator: Coordinator, store: Store) -> str:
                 expected=record.plan_digest[:12],
                 hint="restore it, or make a new study with `voxfed study new`",
             )
-        return record.stage
+        return
+    from ..models.registry import schedule_of
     from ..study.files import write
 
-    weights, stage, trained = first_weights(plan, store)
+    schedule = schedule_of(plan)
+    weights, trained = first_weights(plan, store)
     write(signature, sign_envelope(plan.text, coordinator.key, PLAN_TYPE))
     record = RoundRecord(
         study=plan.name,
         plan_digest=plan.digest,
         branch=0,
-        stage=stage,
+        stage=schedule.stages[0].name,
         round=0,
         weights_digest=hash_of(weights),
         replies=(),
         previous=GENESIS,
     )
-    store.keep(0, weights, record.sign(coordinator.key), {"seconds": 0.0, "trained": trained})
+    facts = {"seconds": 0.0, "trained": trained, "schedule": schedule.written}
+    store.keep(0, weights, record.sign(coordinator.key), facts)
     coordinator.journal.append("study started", study=plan.name, plan=plan.digest)
-    return stage
 
 
-def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, str, list[str]]:
-    """Return the first tensors as safetensors, the first stage, and what is trained.
+def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, dict[str, list[str]]]:
+    """Return the first tensors as safetensors, and what each stage trains.
 
     Raises:
         PlanError: the public weights are not there, not the ones named, or do not fit the family.
     """
     from ..models.registry import build
     from ..models.state import from_bytes, load_into, tensors_of, to_bytes
-    from ..models.trained import add_adapters, trained_parameters
+    from ..models.trained import add_adapters, freeze_the_rest, stage_parameters
     from ..study.errors import WireError
 
     family = build(plan)
@@ -83,5 +85,6 @@ def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, str, list[str]]
             raise PlanError(f"start.weights do not fit the family: {fault.message}") from None
     if plan.trained == "adapters":
         add_adapters(family)
-    trained = trained_parameters(family, plan.trained)
-    return to_bytes(tensors_of(family)), family.stages[0], trained
+    freeze_the_rest(family, plan.trained)
+    trained = {stage: stage_parameters(family, stage) for stage in family.stages}
+    return to_bytes(tensors_of(family)), trained

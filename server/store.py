@@ -15,6 +15,7 @@ from ..study.identity import PublicKey, canonical
 from ..study.messages import hash_of
 from ..study.plan import StudyPlan
 from ..study.record import RoundRecord
+from ..study.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Store:
                 f"there is no study named {self.folder.name}", hint="make it: voxfed study new"
             )
         return StudyPlan.read(self.folder / "plan.toml")
+
+    @property
+    def schedule(self) -> Schedule:
+        """The stages of a study that has started."""
+        return Schedule.read(self.rounds()[0].facts["schedule"])
 
     def rounds(self) -> list[Round]:
         """Return the finished rounds in their order, the start (round 0) first."""

@@ -121,15 +121,15 @@ def run(study: Name, folder: Folder = HERE, as_json: AsJson = False) -> None:
 
     coordinator = open_coordinator(folder)
     store = open_store(coordinator, study)
-    stage = ensure_started(coordinator, store)
+    ensure_started(coordinator, store)
     began = time.time()
     with progress(f"{study}: asking the sites", hidden=as_json) as shown:
 
         def watch(facts: dict[str, Any]) -> None:
             done = len(store.rounds()) - 1
-            shown(done, store.plan.rounds, title=_headline(store, facts))
+            shown(done, store.schedule.rounds, title=_headline(store, facts))
 
-        submit_and_follow(coordinator, store, {"task": "train", "stage": stage}, watch)
+        submit_and_follow(coordinator, store, {"task": "train"}, watch)
     document = _summary(store) | {"seconds": round(time.time() - began, 1)}
     if as_json:
         show_json(document)
@@ -173,7 +173,7 @@ def _summary(store: Store) -> dict[str, Any]:
         "study": store.folder.name,
         "state": store.progress().get("state", "not started"),
         "rounds": max(0, len(rounds) - 1),
-        "of": store.plan.rounds,
+        "of": store.schedule.rounds if rounds else store.plan.rounds,
         "delta": store.plan.privacy.delta,
         "curve": [finished.facts for finished in rounds[1:]],
         "sites": {

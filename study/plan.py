@@ -15,7 +15,7 @@ from .tables import Table
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Side = Annotated[int, Field(ge=8, le=512)]
-Trained = Literal["all", "normalisation-and-biases", "adapters"]
+Trained = Literal["all", "attention", "normalisation-and-biases", "adapters"]
 
 
 class VolumeSettings(Table):
@@ -131,10 +131,16 @@ class StudyPlan(Table):
     )
     family: str = Field(description="a family that `voxfed models` lists")
     settings: dict[str, Any] = Field(default_factory=dict, description="the family's own settings")
-    rounds: int = Field(ge=1, le=100_000, description="federated rounds, 1 or more")
+    rounds: int = Field(ge=1, le=100_000, description="federated rounds of a stage, 1 or more")
+    stages: dict[str, Annotated[int, Field(ge=0, le=100_000)]] = Field(
+        default_factory=dict,
+        description="rounds of stages that need another number; 0 leaves one as it starts",
+    )
     local_steps: Count = Field(description="optimiser steps of a site in a round, 1 or more")
     expected_patients: Count = Field(description="patients drawn per step on average, 1 or more")
-    trained: Trained = Field("all", description='"all", "normalisation-and-biases" or "adapters"')
+    trained: Trained = Field(
+        "all", description='"all", "attention", "normalisation-and-biases" or "adapters"'
+    )
     audit_fraction: float = Field(
         0.5,
         gt=0,
@@ -184,11 +190,6 @@ class StudyPlan(Table):
     def digest(self) -> str:
         """SHA-256 of the file's bytes, in hexadecimal."""
         return hashlib.sha256(self._text).hexdigest()
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of a site in the whole study."""
-        return self.rounds * self.local_steps
 
 
 def safe_name(name: str, *, what: str) -> str:

@@ -217,7 +217,10 @@ def joined(volumes: Sequence[Batch]) -> Batch:
 
 def _norms(rows: Tensor) -> Tensor:
     """Return the L2 norm of each row (P, *shape), in float64; a scalar parameter has one value."""
-    return torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(
+        rows.reshape(len(rows), -1), dim=1, dtype=torch.float64
+    )
+    return norms
 
 
 def _free_memory(device: torch.device) -> float:

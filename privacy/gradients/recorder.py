@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from opacus.grad_sample import GradSampleModule
@@ -168,7 +168,7 @@ def _watched(
     if output._is_view():  # writing into a view, as relu_ may, would lose the hook
         output = output.clone()
     if not output.requires_grad:
-        output = _Rooted.apply(output, root)
+        output = cast(Tensor, _Rooted.apply(output, root))  # type: ignore[no-untyped-call]
     layer.waiting += 1
 
     def back(gradient: Tensor) -> None:

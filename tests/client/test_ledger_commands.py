@@ -28,7 +28,9 @@ def restored(hospital: Any, tmp_path: Path) -> Any:
     worker = hospital.site.worker
     shutil.copytree(worker, tmp_path / "old")
     key = RoundKey("trunks", "0", "autoencoder", 1)
-    head = hospital.site.ledger.commit(key, "request", "reply", hospital.approval.terms.per_round)
+    head = hospital.site.ledger.commit(
+        key, "request", "reply", hospital.approval.terms.per_round["autoencoder"]
+    )
     shutil.copy(worker / "ledger.sqlite", tmp_path / "newer.sqlite")
     shutil.rmtree(worker)
     shutil.copytree(tmp_path / "old", worker)

@@ -30,7 +30,7 @@ def charge(site: Site, number: int, *, journaled: bool = True) -> Head:
     reply = Outbox(site.worker / "outbox").put(key(number), b"reply %d" % number)
     request = f"{number:064d}"
     terms = recovery.all_approvals(site)[0].terms
-    head = site.ledger.commit(key(number), request, reply, terms.per_round)
+    head = site.ledger.commit(key(number), request, reply, terms.per_round["autoencoder"])
     if journaled:
         facts = {"study": "trunks", "branch": "0", "stage": "autoencoder", "round": number}
         site.journal.append("charged", **facts, request=request, reply=reply)
@@ -94,10 +94,12 @@ def test_an_old_ledger_under_a_whole_journal_is_replayed(hospital: Any, old: Pat
     assert ledger.spent("trunks") == spent
     ledger.check_echo(head)
     terms = hospital.approval.terms
-    done = ledger.begin(key(1), f"{1:064d}", terms.per_round)
+    done = ledger.begin(key(1), f"{1:064d}", terms.per_round["autoencoder"])
     assert isinstance(done, Committed)
     assert Outbox(hospital.site.worker / "outbox").get(key(1), done.reply_digest) == b"reply 1"
-    assert ledger.begin(key(2), "another", terms.per_round) is None  # and the study goes on
+    assert (
+        ledger.begin(key(2), "another", terms.per_round["autoencoder"]) is None
+    )  # and the study goes on
 
 
 def test_a_lost_approval_is_reserved_again(undecided: Any, tmp_path: Path) -> None:

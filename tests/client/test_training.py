@@ -10,6 +10,7 @@ import torch
 from voxfed.client import training
 from voxfed.client.training import Trainer, choose_device, prepare
 from voxfed.models.base import Batch
+from voxfed.models.registry import schedule_of
 from voxfed.models.state import from_bytes, tensors_of
 from voxfed.privacy.gradients.performance import PerformanceSettings
 from voxfed.privacy.terms import terms_with
@@ -40,7 +41,7 @@ class Volumes:
 def make(text: bytes, old: bytes = b"", new: bytes = b"", sigma: float = 1.0) -> Trainer:
     assert old in text
     plan = StudyPlan.from_text(text.replace(old, new, 1))
-    return Trainer(plan, terms_with(plan, 5, sigma), CPU, PerformanceSettings())
+    return Trainer(plan, terms_with(plan, 5, sigma, schedule_of(plan)), CPU, PerformanceSettings())
 
 
 def test_one_sgd_step_is_the_gradient(plan_text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +146,7 @@ def test_metrics_leave_only_when_the_plan_pays(plan_text: bytes) -> None:
         for _ in range(2)
     ]
     assert draws[0] != draws[1]
-    assert any(event.sigma == 1000.0 for event in paying.terms.per_round)
+    assert any(event.sigma == 1000.0 for event in paying.terms.per_round["autoencoder"])
     open_one = make(plan_text, b"[privacy]", b"[privacy]\nenabled = false")
     losses = [open_one.metrics("autoencoder", Volumes(), MEMBERS) for _ in range(2)]  # type: ignore[arg-type]
     assert losses[0] == losses[1]

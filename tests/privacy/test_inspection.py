@@ -163,7 +163,7 @@ class Duo(Toy):
         )
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        self.seen = batch.volumes.mean()
+        self.seen = batch.volumes.abs().mean()
         return super().loss(batch, generator)
 
     def made(self, batch: Batch | None, generator: torch.Generator) -> Tensor:
@@ -278,8 +278,10 @@ def test_parameters_outside_the_steps_are_refused() -> None:
         with pytest.raises(Refusal, match=reason):
             inspect_family(family, SHAPE)
     family.layer.bias.requires_grad_(False)
-    family.steps = lambda stage: (  # type: ignore[method-assign]
-        Step("turn", steps[0].parameters[:-1], reads_patients=True, loss=family.loss),
+    family.steps = (
+        lambda stage: (  # type: ignore[method-assign]
+            Step("turn", steps[0].parameters[:-1], reads_patients=True, loss=family.loss),
+        )
     )
     inspect_family(family, SHAPE)
 

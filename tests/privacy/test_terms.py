@@ -9,6 +9,7 @@ from voxfed.privacy.accounting import Event, epsilon, merge
 from voxfed.privacy.terms import Terms, agree, declared_size, terms_with
 from voxfed.study.errors import LimitRefusal, Refusal
 from voxfed.study.plan import StudyPlan
+from voxfed.study.schedule import Schedule, Stage
 
 PLAN = """
 name = "trunks"
@@ -18,7 +19,7 @@ local_steps = 3
 expected_patients = 8
 audit_fraction = 0.5
 [volumes]
-shape = [24, 24, 24]
+shape = [32, 32, 32]
 spacing = [6.0, 6.0, 6.0]
 [optimiser]
 learning_rate = 3e-4
@@ -27,6 +28,8 @@ epsilon = {epsilon}
 delta = 1e-3
 {more}
 """
+
+SCHEDULE = Schedule((Stage("autoencoder", 8, 1),))
 
 
 def make(more: str = "", epsilon: float = 8.0) -> StudyPlan:
@@ -54,14 +57,14 @@ def test_too_few_patients(patients: int) -> None:
 
 def test_rate_and_divisor() -> None:
     """40 declared, a quarter held out: 30 members, of whom 8 are drawn on average."""
-    terms = terms_with(make(), 40, 1.0)
+    terms = terms_with(make(), 40, 1.0, SCHEDULE)
     assert terms.rate == pytest.approx(8 / 30)
     assert terms.divisor == pytest.approx(8.0)
 
 
 def test_more_patients_asked_for_than_there_are() -> None:
     """The rate stops at 1, and the divisor is then the members' number."""
-    terms = terms_with(make(), 10, 1.0)
+    terms = terms_with(make(), 10, 1.0, SCHEDULE)
     assert (terms.rate, terms.divisor) == (1.0, 7.5)
 
 
@@ -70,7 +73,7 @@ def test_the_whole_study_costs_the_plans_epsilon(more: str) -> None:
     """Training, metrics and noised audits together: never above it, and not far below it."""
     terms = agreed(more)
     assert 7.9 < epsilon(terms.whole, 1e-3) <= 8.0
-    assert epsilon((*terms.whole, *terms.per_round), 1e-3) > 8.0
+    assert epsilon((*terms.whole, *terms.per_round["autoencoder"]), 1e-3) > 8.0
 
 
 def test_epsilon_is_that_of_a_second_library() -> None:
@@ -91,7 +94,7 @@ def test_epsilon_is_that_of_a_second_library() -> None:
 def test_what_is_charged_adds_up_to_what_is_reserved(more: str) -> None:
     """All rounds and all audits spend the reservation exactly."""
     terms = agreed(more)
-    assert merge((*terms.per_round * 8, *terms.per_audit * 2)) == terms.whole
+    assert merge((*terms.per_round["autoencoder"] * 8, *terms.per_audit * 2)) == terms.whole
 
 
 def test_exact_counts_are_not_charged() -> None:
@@ -103,13 +106,18 @@ def test_exact_counts_are_not_charged() -> None:
 def test_a_found_sigma_gives_the_same_terms() -> None:
     """What was frozen at approval rebuilds the terms without a new search."""
     terms = agreed("metric_noise = 20.0")
-    assert terms_with(make("metric_noise = 20.0"), 40, terms.sigma) == terms
+    assert terms_with(make("metric_noise = 20.0"), 40, terms.sigma, SCHEDULE) == terms
 
 
 def test_without_privacy_nothing_is_charged() -> None:
     """No noise and no events: nobody can mistake it for a private study."""
     terms = agreed("enabled = false")
-    assert (terms.sigma, terms.per_round, terms.per_audit, terms.whole) == (0.0, (), (), ())
+    assert (terms.sigma, terms.per_round, terms.per_audit, terms.whole) == (
+        0.0,
+        {"autoencoder": ()},
+        (),
+        (),
+    )
 
 
 def test_a_hopeless_epsilon_is_refused() -> None:
@@ -121,3 +129,13 @@ def test_a_hopeless_epsilon_is_refused() -> None:
 def test_smaller_epsilon_more_noise() -> None:
     """A stricter plan is noisier, a larger hospital less so."""
     assert agreed(epsilon=4.0).sigma > agreed().sigma > agree(make(), 80).sigma
+
+
+def test_every_turn_of_every_stage_is_charged() -> None:
+    """Two stages, the second with three turns a local step: all are reserved, by hand."""
+    schedule = Schedule((Stage("codes", 2, 1), Stage("still", 0, 1), Stage("prior", 3, 3)))
+    terms = terms_with(make("metric_noise = 20.0"), 40, 1.5, schedule)
+    rate = 8 / 30
+    assert terms.per_round["prior"][0] == Event("sampled-gaussian", 1.5, rate, 9)
+    steps = {event.sigma: event.steps for event in terms.whole}
+    assert steps == {1.5: 3 * (2 * 1 + 3 * 3), 20.0: 5, 10.0: 2}

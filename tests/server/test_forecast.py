@@ -18,7 +18,7 @@ rounds = 2
 local_steps = 2
 expected_patients = 4
 [volumes]
-shape = [24, 24, 24]
+shape = [32, 32, 32]
 spacing = [6.0, 6.0, 6.0]
 [optimiser]
 learning_rate = 3e-4

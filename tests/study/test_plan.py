@@ -27,7 +27,7 @@ epsilon = 8.0
 def test_reads_a_plan() -> None:
     """A short plan is whole: what it leaves out has a stated default, privacy above all."""
     plan = StudyPlan.from_text(PLAN.encode())
-    assert (plan.name, plan.rounds, plan.steps) == ("trunks", 8, 24)
+    assert (plan.name, plan.rounds, plan.stages) == ("trunks", 8, {})
     assert plan.volumes.shape == (24, 24, 24)
     assert plan.privacy.enabled
     assert plan.privacy.audit_counts == "noised"

@@ -138,22 +138,20 @@ def audit(
         copies are counted, since one patient can move their number by more than 1. With "exact"
         the counts are not covered by epsilon.
     """
-    from ..models.base import Reconstructs
     from ..privacy.audit.extraction import find_copies
-    from ..privacy.audit.membership import EDGES, RECONSTRUCTION, histogram, reconstruction_errors
+    from ..privacy.audit.membership import EDGES, histogram, patient_scores, score_of
     from ..privacy.engine import private_counts
 
     privacy = warm.approval.plan.privacy
     manifest = warm.approval.manifest
     family, device = warm.trainer.family, warm.trainer.device
-    if not isinstance(family, Reconstructs):
-        raise Refusal("this family has no reconstruction to score", got=warm.approval.plan.family)
     family.eval()
+    name, score = score_of(family)
     groups = [warm.scans.table(names) for names in (manifest.audited_members, manifest.held_out)]
     exact = privacy.audit_counts == "exact"
     edges = EDGES if exact else EDGES[::16]
     counts: list[list[float]] = [
-        list(histogram(reconstruction_errors(family, group, str(device)).values(), edges))
+        list(histogram(patient_scores(score, group, str(device)).values(), edges))
         for group in groups
     ]
     copies: dict[str, float] = {}
@@ -170,8 +168,8 @@ def audit(
         epsilon=epsilon,
         counts="exact" if exact else "noised",
         edges=tuple(edges),
-        members={RECONSTRUCTION: tuple(counts[0])},
-        non_members={RECONSTRUCTION: tuple(counts[1])},
+        members={name: tuple(counts[0])},
+        non_members={name: tuple(counts[1])},
         copies=copies,
         declared_patients=warm.approval.declared,
         defaced=site.settings.defaced,

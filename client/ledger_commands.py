@@ -130,7 +130,7 @@ def _outcome(site: Site, recovery: Recovery) -> dict[str, Any]:
 
 def _show_outcome(document: dict[str, Any]) -> None:
     if not document["copied"] and not document["rows"]:
-        console.print("nothing is missing: the ledger holds every head that was echoed")
+        console.print("nothing is missing: the ledger holds all that coordinator and journal name")
         return
     console.print(f"{document['copied']} rows taken over from the copy")
     if document["rows"]:

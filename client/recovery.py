@@ -33,57 +33,64 @@ WORST = "an old copy was put back; what the missing rows charged is not known"
 
 @dataclass(frozen=True)
 class Memory:
-    """What journal and outbox remember of charges, whatever the ledger says.
+    """What journal and outbox remember that no recovery in the ledger has settled.
 
     Attributes:
         charged: request and reply digest of each journaled round.
         answered: rounds whose reply lies in the outbox; a crash may have kept them unjournaled.
         approved: studies that were approved.
         closed: studies that were closed.
-        recovered: True if a recovery was made here before: rows and journal then differ.
+        recoveries: how many recoveries the whole journal names.
     """
 
     charged: dict[RoundKey, tuple[str, str]]
     answered: frozenset[RoundKey]
     approved: frozenset[str]
     closed: frozenset[str]
-    recovered: bool
+    recoveries: int
 
 
 def prepare(site: Site, copy: Path | None = None, *, all_known: bool = False) -> Recovery:
     """Return what `site ledger recover` would append; write nothing.
 
-    Rows of a newer copy are taken over. Where they do not reach the coordinator's head, and the
-    journal does, its charges are repeated with their digests. Otherwise each approved study is
-    charged in full, and the lifetime to its cap unless `all_known`.
+    Rows of a newer copy are taken over. Where they lack what the coordinator's head or the journal
+    names, and the journal reaches that head, its charges are repeated with their digests.
+    Otherwise each approved study is charged in full, and the lifetime to its cap unless
+    `all_known`.
 
     Guarantee:
         Whatever the site released before, the charges afterwards cover it.
     Assumes:
-        The coordinator's head is the last that it received. Journal, outbox and approvals were
-        put back together with each other, if at all. With `all_known`, that no study was
-        approved here that neither ledger nor approvals hold.
+        The coordinator's head is the last that it received; without one, the journal is as it was
+        last written. Journal, outbox and approvals were put back together with each other, if at
+        all. With `all_known`, that no study was approved here that neither ledger nor approvals
+        hold.
 
     Raises:
         UsageError: the copy is not there.
-        VerificationError: the copy's chain does not hold, or does not continue the ledger.
+        VerificationError: the copy's chain does not hold, or does not continue the ledger; or
+            the journal's does not hold, and nothing else says whether rows are missing.
     """
     held, echo = site.ledger.rows(), site.ledger.refused_echo()
     copied = rows_after(held, _read(copy)) if copy is not None else ()
     rows = [*held, *copied]
-    lost = _unreserved(site, rows)
+    lost, memory, seen = _unreserved(site, rows), _memory(site, rows), None
     if not lost and (echo is None or accounts_for(rows, echo)):
-        return Recovery(head_of(held), copied)
+        if memory is None:
+            site.journal.head()  # raises, and names the line
+        elif not _lacks(rows, memory):
+            return Recovery(head_of(held), copied)
     entries: list[Entry] = [("reserve", _reservation(approval)) for approval in lost]
     rows += as_rows(entries)
-    memory = _memory(site)
     terms = {a.folder.name: a.terms for a in all_approvals(site) if a.state == "approved"}
-    if memory is not None and echo is not None and _reaches(memory, rows, echo, set(terms)):
-        entries += [*_replayed(terms, memory, rows), settlement(echo, REPLAYED, exhausted=False)]
+    if memory is not None and _reaches(memory, rows, echo, set(terms)):
+        entries += _replayed(terms, memory, rows)
+        reason, exhausted = REPLAYED, False
     else:
         unknown = memory is not None and memory.approved - set(read_accounts(rows))
         entries += worst_case(read_accounts(rows), WORST)
-        entries.append(settlement(echo, WORST, exhausted=bool(unknown) or not all_known))
+        reason, exhausted = WORST, bool(unknown) or not all_known
+    entries.append(settlement(echo, reason, exhausted=exhausted, journal=seen))
     return Recovery(head_of(held), copied, tuple(entries))
 
 

@@ -64,10 +64,10 @@ def rehearse(plan: StudyPlan, device_wanted: str, performance: PerformanceSettin
         rounds = plan.stages.get(stage, plan.rounds)
         for step in (s for s in family.steps(stage) if s.reads_patients and rounds):
             parameters = [learning[name] for name in step.parameters if name in learning]
-            way = PatientGradients(family, step, parameters, nobody, performance)
+            gradients = PatientGradients(family, step, parameters, nobody, performance)
             for _ in range(2):  # the first run also builds kernels
                 began = time.perf_counter()
-                private_gradient(way, names, lambda _: volumes, settings, generator)
+                private_gradient(gradients, names, lambda _: volumes, settings, generator)
                 last = time.perf_counter() - began
             last *= plan.expected_patients / PATIENTS
             seconds = max(seconds, last)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.base import Family, Step
-from ..models.registry import build
+from ..models.registry import build, schedule_of
 from ..models.state import load_into
 from ..models.trained import add_adapters, freeze_the_rest, stage_parameters
 from ..privacy.engine import StepSettings, open_gradient, private_gradient, private_mean
@@ -18,7 +18,7 @@ from ..privacy.gradients.patients import PatientGradients
 from ..privacy.gradients.performance import PerformanceSettings
 from ..privacy.inspection import example, inspect_family
 from ..privacy.terms import Terms
-from ..study.errors import ProcessError
+from ..study.errors import PlanError, ProcessError
 from ..study.plan import StudyPlan
 from .scans import Scans
 
@@ -54,6 +54,7 @@ def prepare(plan: StudyPlan, device: torch.device) -> Family:
 class _Turn(NamedTuple):
     """A step of this round with what it moves."""
 
+    stage: str
     step: Step
     parameters: Sequence[Tensor]
     optimiser: torch.optim.Optimizer
@@ -73,7 +74,14 @@ class Trainer:
         self.family = prepare(plan, device)
         self._performance = performance
         self._trained = {n: p for n, p in self.family.named_parameters() if p.requires_grad}
-        self._ways: dict[str, PatientGradients] = {}
+        self._gradients: dict[tuple[str, str], PatientGradients] = {}
+        if schedule_of(plan) != terms.schedule:
+            raise PlanError(
+                "the family takes other turns than those that were approved and are charged",
+                got=schedule_of(plan).written,
+                expected=terms.schedule.written,
+                hint="train this study with the version of voxfed that approved it",
+            )
         inspect_family(self.family, plan.volumes.shape)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -93,8 +101,9 @@ class Trainer:
         names = stage_parameters(self.family, stage)
         before = {name: self._trained[name].detach().clone() for name in names}
         generator = torch.Generator(self.device).manual_seed(secrets.randbits(63))
+        torch.manual_seed(secrets.randbits(63))  # what layers draw by themselves is secret too
         self.family.train()
-        turns = [self._turn(step) for step in self.family.steps(stage)]
+        turns = [self._turn(stage, step) for step in self.family.steps(stage)]
         for _ in range(self.plan.local_steps):
             for turn in turns:
                 for _ in range(turn.step.repeats):
@@ -114,7 +123,10 @@ class Trainer:
         privacy = self.plan.privacy
         if privacy.enabled and privacy.metric_noise is None:
             return {}
-        step = next(step for step in self.family.steps(stage) if step.reads_patients)
+        reading = [step for step in self.family.steps(stage) if step.reads_patients]
+        if not reading:
+            return {}
+        step = reading[0]
         self.family.eval()
         losses = {}
         with torch.no_grad():
@@ -129,40 +141,42 @@ class Trainer:
         expected = self.terms.divisor / self.terms.rate
         return {"loss": private_mean(losses, expected, privacy.metric_noise)}
 
-    def _turn(self, step: Step) -> _Turn:
+    def _turn(self, stage: str, step: Step) -> _Turn:
         parameters = [self._trained[name] for name in step.parameters if name in self._trained]
-        return _Turn(step, parameters, self._optimiser(parameters))
+        return _Turn(stage, step, parameters, self._optimiser(parameters))
 
     def _take(
         self, turn: _Turn, scans: Scans, members: tuple[str, ...], generator: torch.Generator
     ) -> None:
         """Take one optimiser step along the gradient of one draw."""
-        drawn = members, scans.batches, self._settings(), generator
+        cohort = members, scans.batches, self._settings(), generator
         if not turn.step.reads_patients:
             loss = turn.step.loss(None, generator).mean()
             parts = list(torch.autograd.grad(loss, turn.parameters))
         elif self.plan.privacy.enabled:
-            parts = private_gradient(self._way(turn.step, turn.parameters), *drawn)
+            parts = private_gradient(self._patient_gradients(turn), *cohort)
         else:
-            parts = open_gradient(turn.step, turn.parameters, *drawn)
+            parts = open_gradient(turn.step, turn.parameters, *cohort)
         for parameter, part in zip(turn.parameters, parts, strict=True):
             parameter.grad = part.to(parameter)
         turn.optimiser.step()
 
-    def _way(self, step: Step, parameters: Sequence[Tensor]) -> PatientGradients:
-        """Return the way to a step's gradients, found out when the step is met first."""
-        if step.name not in self._ways:
-            volumes = example(self.plan.volumes.shape, self.device)
-            self._ways[step.name] = PatientGradients(
-                self.family, step, parameters, volumes, self._performance
+    def _patient_gradients(self, turn: _Turn) -> PatientGradients:
+        """Return what takes a step's gradients, made when the step is met first."""
+        key = turn.stage, turn.step.name
+        if key not in self._gradients:
+            nobody = example(self.plan.volumes.shape, self.device)
+            self._gradients[key] = PatientGradients(
+                self.family, turn.step, turn.parameters, nobody, self._performance
             )
-        return self._ways[step.name]
+        return self._gradients[key]
 
     @property
     def notes(self) -> dict[str, Any]:
         """How gradients were taken, and patients that counted as zero; for the site's eyes only."""
         return {
-            name: {"way": way.way, "not finite": way.not_finite} for name, way in self._ways.items()
+            f"{stage}, {step}": {"passes": one.passes, "not finite": one.not_finite}
+            for (stage, step), one in self._gradients.items()
         }
 
     def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

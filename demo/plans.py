@@ -7,6 +7,8 @@ from .cohorts import SHAPE, Cohorts
 
 PRIVATE, OPEN, OVERTRAINED = "private", "open", "overtrained"
 BASE = "base.safetensors"
+FAMILY = "vae"
+"""Whose settings, clip norm and steps were tried out for it."""
 EPSILON = 8.0
 
 HEAD = """\

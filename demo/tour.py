@@ -28,7 +28,7 @@ from .base import public_base
 from .cohorts import NAMES, Cohorts, make_cohorts
 from .federation import Federation, free_port, network_of
 from .measures import flip_a_byte
-from .plans import BASE, open_plan, overtrained_plan, private_plan
+from .plans import BASE, FAMILY, open_plan, overtrained_plan, private_plan
 from .result import SAMPLES, Tour, show_result
 
 MARKER = ".voxfed-demo"
@@ -40,6 +40,13 @@ def run_demo(folder: Path, *, data: Path | None, family: str, private: bool) -> 
     Raises:
         VoxfedError: whatever went wrong; the processes are stopped all the same.
     """
+    if family != FAMILY:
+        raise UsageError(
+            "the demonstration is laid out for another family",
+            got=family,
+            expected=FAMILY,
+            hint="train it with a study file of your own; examples/ has one for each family",
+        )
     began = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

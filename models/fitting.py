@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..study.errors import ProcessError
-from .base import Batch, Family
+from .base import Batch, Family, Step
 
 Progress = Callable[[int, int, float], None]
 
@@ -29,6 +29,8 @@ def fit(
 ) -> float:
     """Train one stage by Adam with a cosine schedule; return the mean loss of the last tenth.
 
+    The loss told is that of the stage's first step.
+
     The schedule ends after `steps`, or after `seconds` where those pass first: only then does the
     outcome depend on the machine's speed.
 
@@ -36,7 +38,7 @@ def fit(
         family: trained in place.
         stage: one of `family.stages`.
         volumes: public float32 (N, C, D, H, W) in [-1, 1], on the family's device.
-        steps: Adam steps, 1 or more.
+        steps: local steps, each of all the stage's turns, 1 or more.
         batch: volumes drawn for each step, with replacement.
         learning_rate: at the first step; it falls to a fiftieth.
         generator: on the CPU; draws the volumes and the losses' noise.
@@ -46,9 +48,7 @@ def fit(
     Raises:
         ProcessError: the loss is no longer finite.
     """
-    (step,) = family.steps(stage)
-    weights = dict(family.named_parameters())
-    optimiser = torch.optim.Adam([weights[name] for name in step.parameters], lr=learning_rate)
+    turns = [(step, _optimiser(family, step, learning_rate)) for step in family.steps(stage)]
     began = time.monotonic()
     losses: list[float] = []
     for number in range(1, steps + 1):
@@ -56,18 +56,27 @@ def fit(
         done = max((number - 1) / steps, spent)
         if done >= 1:
             break
-        optimiser.param_groups[0]["lr"] = learning_rate * (
-            0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done))
-        )
-        drawn = torch.randint(len(volumes), (batch,), generator=generator)
-        loss = step.loss(Batch(volumes[drawn.to(volumes.device)]), generator).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise ProcessError("training diverged", got=losses[-1], hint="lower the learning rate")
+        rate = learning_rate * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
+        told: list[float] = []
+        for step, optimiser in turns:
+            optimiser.param_groups[0]["lr"] = rate
+            for _ in range(step.repeats):
+                drawn = torch.randint(len(volumes), (batch,), generator=generator)
+                given = Batch(volumes[drawn.to(volumes.device)]) if step.reads_patients else None
+                loss = step.loss(given, generator).mean()
+                optimiser.zero_grad()
+                loss.backward(inputs=optimiser.param_groups[0]["params"])
+                optimiser.step()
+                told.append(loss.item())
+        losses.append(told[0])
+        if not all(map(math.isfinite, told)):
+            raise ProcessError("training diverged", got=told, hint="lower the learning rate")
         if progress is not None:
             progress(number, steps, losses[-1])
     last = losses[-max(len(losses) // 10, 1) :]
     return sum(last) / len(last)
+
+
+def _optimiser(family: Family, step: Step, learning_rate: float) -> torch.optim.Adam:
+    weights = dict(family.named_parameters())
+    return torch.optim.Adam([weights[name] for name in step.parameters], lr=learning_rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,76 @@ import torch
 from ..study.errors import PlanError
 from ..study.plan import StudyPlan
 from ..study.schedule import Schedule, Stage
+from ..study.tables import Table
 from .base import Family
+from .diffusion import Diffusion, DiffusionSpec
+from .diffusion_25d import Diffusion25d, Diffusion25dSpec
+from .latent_diffusion import LatentDiffusion, LatentDiffusionSpec
+from .pixel_cnn import PixelCnn, PixelCnnSpec
+from .slice_vae import SliceVae, SliceVaeSpec
 from .vae import Vae, VaeSpec
+from .vq_transformer import VqTransformer, VqTransformerSpec
+from .vqgan import Vqgan, VqganSpec
+from .vqvae import Vqvae, VqvaeSpec
+from .wavelet_diffusion import WaveletDiffusion, WaveletDiffusionSpec
+from .wgan_gp import WganGp, WganGpSpec
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the registry knows of a family.
+
+    Attributes:
+        family: the class.
+        spec: its settings.
+        title: what the field calls it.
+        source: the paper that it comes from.
+    """
+
+    family: Callable[[Any], Family]
+    spec: type[Table]
+    title: str
+    source: str
+
+
+FAMILIES: dict[str, Entry] = {
+    "vae": Entry(
+        Vae, VaeSpec, "variational autoencoder", "Kingma and Welling 2014, Rombach et al. 2022"
+    ),
+    "vqvae": Entry(
+        Vqvae, VqvaeSpec, "VQ-VAE with a causal prior", "van den Oord, Vinyals and Kavukcuoglu 2017"
+    ),
+    "vqgan": Entry(
+        Vqgan, VqganSpec, "VQ-GAN with a causal prior", "Esser et al. 2021, Khader et al. 2023"
+    ),
+    "slice-vae": Entry(
+        SliceVae, SliceVaeSpec, "slice VAE with a Gaussian stack", "Volokitin et al. 2020"
+    ),
+    "wgan-gp": Entry(
+        WganGp, WganGpSpec, "Wasserstein GAN with gradient penalty", "Gulrajani et al. 2017"
+    ),
+    "diffusion": Entry(
+        Diffusion, DiffusionSpec, "denoising diffusion or rectified flow", "Dorjsembe et al. 2022"
+    ),
+    "diffusion-2.5d": Entry(
+        Diffusion25d, Diffusion25dSpec, "diffusion of slices on predecessors", "Peng et al. 2023"
+    ),
+    "latent-diffusion": Entry(
+        LatentDiffusion,
+        LatentDiffusionSpec,
+        "latent diffusion (LDM)",
+        "Rombach et al. 2022, Pinaya et al. 2022",
+    ),
+    "wavelet-diffusion": Entry(
+        WaveletDiffusion, WaveletDiffusionSpec, "wavelet diffusion (WDM)", "Friedrich et al. 2024"
+    ),
+    "vq-transformer": Entry(
+        VqTransformer, VqTransformerSpec, "codes and a transformer", "Pinaya et al. 2022"
+    ),
+    "pixel-cnn": Entry(
+        PixelCnn, PixelCnnSpec, "3D PixelCNN, for small volumes", "Salimans et al. 2017"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -41,33 +109,37 @@ class Description:
 
 def names() -> tuple[str, ...]:
     """Return the families that a study file may name."""
-    return ("vae",)
+    return tuple(FAMILIES)
 
 
 def describe() -> tuple[Description, ...]:
     """Return a row for each family; builds each at its default settings on no device."""
-    with torch.device("meta"):
-        family = Vae(VaeSpec(shape=(64, 64, 64)))
-    return (
-        Description(
-            name="vae",
-            title="variational autoencoder",
-            tasks=("unconditional",),
-            stages=Vae.stages,
-            parameters=sum(weight.numel() for weight in family.parameters()),
-            privacy="yes",
-            source="Kingma and Welling 2014, Rombach et al. 2022",
-        ),
-    )
+    rows = []
+    for name, entry in FAMILIES.items():
+        with torch.device("meta"):
+            family = entry.family(entry.spec.model_validate({"shape": (64, 64, 64)}))
+        rows.append(
+            Description(
+                name=name,
+                title=entry.title,
+                tasks=("unconditional",),
+                stages=family.stages,
+                parameters=sum(weight.numel() for weight in family.parameters()),
+                privacy="yes",
+                source=entry.source,
+            )
+        )
+    return tuple(rows)
 
 
-def check(plan: StudyPlan) -> VaeSpec:
+def check(plan: StudyPlan) -> Table:
     """Return the spec that the plan asks for.
 
     Raises:
-        PlanError: unknown family, or settings that are wrong; it names every wrong key at once.
+        PlanError: unknown family, settings that are wrong (it names every wrong key at once), or a
+            condition, which no site reads from its cohort yet.
     """
-    if plan.family not in names():
+    if plan.family not in FAMILIES:
         known = ", ".join(names())
         raise PlanError("unknown family", got=plan.family, expected=known, hint="voxfed models")
     if "shape" in plan.settings:
@@ -77,20 +149,29 @@ def check(plan: StudyPlan) -> VaeSpec:
         text = tomli_w.dumps(table).encode()
     except (TypeError, ValueError):
         raise PlanError("the settings hold a value that TOML has not") from None
-    return VaeSpec.parse(text, file="the table [settings]", error=PlanError)
+    spec = FAMILIES[plan.family].spec.parse(text, file="the table [settings]", error=PlanError)
+    condition = getattr(spec, "condition", "none")
+    if condition != "none":
+        raise PlanError(
+            "settings.condition: sites do not read conditions from their cohorts yet",
+            got=condition,
+            expected="none",
+        )
+    return spec
 
 
 def faults(values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with family and settings in a study file that is wrong elsewhere too."""
     family, volumes = values.get("family"), values.get("volumes")
     settings = values.get("settings", {})
-    if family not in names():
+    if family not in FAMILIES:
         return [f"family: unknown (got {family!r}, expected {', '.join(names())})"]
     shape = volumes.get("shape") if isinstance(volumes, dict) else None
     if not isinstance(settings, dict):
         return []
+    table = {**settings, "shape": shape or [64, 64, 64]}
     try:
-        VaeSpec.checked({**settings, "shape": shape or [64, 64, 64]}, file="", error=PlanError)
+        FAMILIES[family].spec.checked(table, file="", error=PlanError)
     except PlanError as fault:
         lines = fault.what.splitlines()[1:]
         return [f"settings.{x.strip()}" for x in lines if not x.strip().startswith("shape")]
@@ -101,7 +182,7 @@ def schedule_of(plan: StudyPlan) -> Schedule:
     """Return the plan's stages with their rounds and the turns that read patients.
 
     Raises:
-        PlanError: as in `check`, or the plan gives rounds to a stage that the family has not.
+        PlanError: as in `check`, or the plan names a stage that the family has not, or no rounds.
     """
     with torch.device("meta"):
         family = build(plan)
@@ -113,6 +194,8 @@ def schedule_of(plan: StudyPlan) -> Schedule:
     for name in family.stages:
         turns = sum(step.repeats for step in family.steps(name) if step.reads_patients)
         stages.append(Stage(name, plan.stages.get(name, plan.rounds), turns))
+    if not any(stage.rounds for stage in stages):
+        raise PlanError("stages: every stage has 0 rounds", expected="1 or more of one stage")
     return Schedule(tuple(stages))
 
 
@@ -123,6 +206,7 @@ def build(plan: StudyPlan) -> Family:
         PlanError: as in `check`.
     """
     spec = check(plan)
-    with torch.random.fork_rng(devices=[]):
+    made = FAMILIES[plan.family].family
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(plan.digest[:15], 16))
-        return Vae(spec)
+        return made(spec)

@@ -35,6 +35,8 @@ class Adapted(nn.Module):
             frozen.kernel_size,
             stride=frozen.stride,
             padding=frozen.padding,
+            dilation=frozen.dilation,
+            padding_mode=frozen.padding_mode,
             bias=False,
         )
         self.up = nn.utils.skip_init(nn.Conv3d, RANK, frozen.out_channels, 1, bias=False)

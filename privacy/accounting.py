@@ -86,8 +86,8 @@ def epsilon(events: Iterable[Event], delta: float, *, coarseness: int = 1) -> fl
         and cut tails count as infinite loss.
     Assumes:
         Events are fixed in advance; each step draws patients with `sampling.poisson` at the
-        event's rate, clips with `clipping.clip` and gets noise of `noise.add_noise` of standard
-        deviation sigma C.
+        event's rate, clips with `clipping.clip_weights` and gets noise of `noise.add_noise` of
+        standard deviation sigma C.
 
     Args:
         events: the steps; none cost 0.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..models.base import Batch, Family, Step
 from ..study.errors import Refusal
 from .gradients.draws import Draws
+from .gradients.nudge import nudged
 
 CLOSE = 1e-6
 """Relative difference of two losses that are the same, beside what kernels may round."""
@@ -46,12 +47,13 @@ def inspect_family(family: Family, shape: tuple[int, int, int]) -> None:
     was_training = family.training
     family.train()
     try:
-        for step in reading:
-            _check_stillness(family, step, batch)
-            _check_mixing(family, step, batch)
-        for step in steps:
-            if not step.reads_patients:
-                _check_blindness(family, step, reading, batch)
+        with nudged(family):  # what lies behind a zero weight cannot be seen
+            for step in reading:
+                _check_stillness(family, step, batch)
+                _check_mixing(family, step, batch)
+            for step in steps:
+                if not step.reads_patients:
+                    _check_blindness(family, step, reading, batch)
     finally:
         family.train(was_training)
 
@@ -87,20 +89,26 @@ def _refuse_strays(family: Family) -> None:
 
 
 def _refuse_ties(family: Family) -> None:
-    """Find numbers that learn under two names, by their place in memory."""
-    places: dict[int, list[tuple[str, nn.Parameter]]] = defaultdict(list)
-    for name, parameter in family.named_parameters(remove_duplicate=False):
-        if parameter.numel():
-            places[parameter.data_ptr()].append((name, parameter))
-    for owners in places.values():
-        if len(owners) > 1 and any(parameter.requires_grad for _, parameter in owners):
-            names = " and ".join(name for name, _ in owners)
+    """Find numbers that learn under two names, by their places in memory."""
+    places = sorted(
+        (p.data_ptr(), p.data_ptr() + _span(p), name, p.requires_grad)
+        for name, p in family.named_parameters(remove_duplicate=False)
+        if p.numel() and p.device.type != "meta"
+    )
+    for (_, end, name, learns), (start, _, other, other_learns) in pairwise(places):
+        if start < end and (learns or other_learns):
             raise Refusal(
-                f"the parameters {names} are tied",
-                got="one tensor under several names",
+                f"the parameters {name} and {other} are tied",
+                got="the same numbers under several names",
                 expected="one name, so that a patient's gradient is clipped as a whole",
                 hint="give each layer a tensor of its own, or call one layer twice",
             )
+
+
+def _span(tensor: Tensor) -> int:
+    """Return the bytes from a tensor's first number to its last."""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def _refuse_batch_norm(family: Family) -> None:

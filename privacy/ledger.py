@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..study.errors import BudgetExhausted, DiskError, Refusal, VerificationError
+from ..study.errors import BudgetExhausted, DiskError, Refusal
 from . import accounting, budget, recovery
 from .accounting import Event
 from .budget import Account
@@ -94,8 +94,10 @@ class Ledger:
         Raises:
             Refusal: if the name is known under another plan, or closed.
             BudgetExhausted: if the lifetime budget does not hold it; nothing is written.
+            VerificationError: if a refused echo waits for `recover`; nothing is written.
         """
         with self._chain.writing() as page:
+            recovery.check_recovered(self._chain.path, page.rows)
             accounts = budget.read_accounts(page.rows)
             known = accounts.get(study)
             if known is not None:
@@ -116,8 +118,10 @@ class Ledger:
         Raises:
             Refusal: if the round was charged for another request, or nothing was reserved.
             BudgetExhausted: if the reservation does not cover the events.
+            VerificationError: if a refused echo waits for `recover`.
         """
         rows = self.rows()
+        recovery.check_recovered(self._chain.path, rows)
         done = _charged(rows, key, request_digest)
         if done is None:
             self._check_affordable(rows, key.study, events)
@@ -132,10 +136,11 @@ class Ledger:
 
         Raises:
             Refusal: as `begin`, or if the round was charged for other reply bytes.
-            BudgetExhausted: as `begin`.
+            BudgetExhausted, VerificationError: as `begin`.
             ProcessError: if the row cannot be written; nothing is charged then.
         """
         with self._chain.writing() as page:
+            recovery.check_recovered(self._chain.path, page.rows)
             done = _charged(page.rows, key, request_digest)
             if done is None:
                 self._check_affordable(page.rows, key.study, events)
@@ -156,8 +161,10 @@ class Ledger:
 
         Raises:
             Refusal: if nothing was reserved for the study.
+            VerificationError: if a refused echo waits for `recover`: what seems unspent may not be.
         """
         with self._chain.writing() as page:
+            recovery.check_recovered(self._chain.path, page.rows)
             if not budget.account_of(budget.read_accounts(page.rows), study).closed:
                 page.append("close", {"study": study})
 
@@ -195,23 +202,17 @@ class Ledger:
 
         Args:
             echo: the coordinator's copy, or None if it has never had one. One that is refused is
-                kept beside the ledger, for `recover`.
+                kept beside the ledger, and nothing is granted until `recover` accounts for it.
 
         Raises:
-            VerificationError: if it does not: an old copy was put back, or rows were replaced.
+            VerificationError: if it does not, or one refused before waits for `recover`: an old
+                copy was put back, or rows were replaced.
             DiskError: if the refused echo cannot be kept.
         """
         rows = self.rows()
-        if echo is None or recovery.accounts_for(rows, echo):
-            return
-        recovery.keep_refused(self._chain.path, echo)
-        held = head_of(rows[: max(0, echo.length)])
-        raise VerificationError(
-            "the ledger does not continue the one that the coordinator has seen",
-            got=f"row {held.length} with digest {held.digest[:12]}",
-            expected=f"row {echo.length} with digest {echo.digest[:12]}",
-            hint="an old copy was put back: nothing trains until `voxfed site ledger recover`",
-        )
+        if echo is not None and not recovery.accounts_for(rows, echo):
+            recovery.keep_refused(self._chain.path, echo)
+        recovery.check_recovered(self._chain.path, rows)
 
     def refused_echo(self) -> Head | None:
         """Returns the coordinator's head that was refused last, or None if all is well."""

@@ -62,7 +62,7 @@ def add_noise(
         mechanism with noise multiplier sigma, followed by a rounding that sees only the release.
     Assumes:
         ChaCha20 under a secret key is indistinguishable from uniform bits; float64 stands for the
-        reals up to 2^-36 of a grid step; the sum's terms were clipped by `clipping.clip`.
+        reals up to 2^-36 of a grid step; the sum's terms were clipped by `clipping.clip_weights`.
 
     Args:
         total: the sum over patients, float64 tensors of any shapes.

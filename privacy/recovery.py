@@ -90,16 +90,24 @@ def worst_case(accounts: Mapping[str, Account], reason: str) -> list[Entry]:
     ]
 
 
-def settlement(head: Head | None, reason: str, *, exhausted: bool) -> Entry:
-    """Returns the last row of a recovery: the coordinator's head that it accounts for.
+def settlement(
+    head: Head | None, reason: str, *, exhausted: bool, journal: str | None = None
+) -> Entry:
+    """Returns the last row of a recovery: what it accounts for.
 
     Args:
-        head: the echo that was refused, or None if none was.
+        head: the coordinator's echo that was refused, or None if none was.
         reason: why the charges are right, for whoever reads the ledger.
+        journal: digest of the last line that the site's journal had, or None if unknown.
         exhausted: True charges the whole lifetime, whatever the cap is or becomes.
     """
     named = None if head is None else {"length": head.length, "digest": head.digest}
-    return "recovery", {"reason": reason, "head": named, "exhausted": exhausted}
+    return "recovery", {
+        "reason": reason,
+        "head": named,
+        "journal": journal,
+        "exhausted": exhausted,
+    }
 
 
 def keep_refused(ledger: Path, echo: Head) -> None:
@@ -127,6 +135,24 @@ def read_refused(ledger: Path) -> Head | None:
             f"{_refused(ledger).name} is garbled",
             hint="remove it: the coordinator's next request writes it anew",
         ) from None
+
+
+def check_recovered(ledger: Path, rows: Sequence[Row]) -> None:
+    """Checks that a ledger's rows account for the echo that was refused last, if one was.
+
+    Raises:
+        VerificationError: if they do not: an old copy was put back, or rows were replaced.
+    """
+    echo = read_refused(ledger)
+    if echo is None or accounts_for(rows, echo):
+        return
+    held = head_of(list(rows[: max(0, echo.length)]))
+    raise VerificationError(
+        "the ledger does not continue the one that the coordinator has seen",
+        got=f"row {held.length} with digest {held.digest[:12]}",
+        expected=f"row {echo.length} with digest {echo.digest[:12]}",
+        hint="an old copy was put back: nothing trains until `voxfed site ledger recover`",
+    )
 
 
 def forget_refused(ledger: Path) -> None:

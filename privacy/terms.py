@@ -91,8 +91,11 @@ def terms_with(plan: StudyPlan, declared: int, sigma: float, schedule: Schedule)
         nothing: dict[str, tuple[Event, ...]] = {stage.name: () for stage in schedule.stages}
         return Terms(declared, rate, divisor, 0.0, schedule, nothing, (), ())
     metric, audit = _metric(plan), _audit(plan)
-    per_round = {
+    per_round: dict[str, tuple[Event, ...]] = {
+        # a stage that reads nobody has neither noisy steps nor a loss to tell
         stage.name: (training_event(sigma, rate, plan.local_steps * stage.turns), *metric)
+        if stage.turns
+        else ()
         for stage in schedule.stages
     }
     whole = [event for s in schedule.stages for event in per_round[s.name] * s.rounds]

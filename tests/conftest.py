@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from voxfed.client.phantoms import HOSPITALS, write_cohort
 
+sys.path.insert(0, str(Path(__file__).parent))  # for families.py
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -1,59 +1,108 @@
-"""The first membership score: a patient whose scans are rebuilt too well was in training."""
+"""Membership scores: a patient whose scans the model knows too well was in training.
+
+A family offers protocols (models/base.py) and each has its score; the first that fits is taken. All
+are positive, and lower for members.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ...study.errors import VolumeError
+from ...study.errors import Refusal, VolumeError
 
 if TYPE_CHECKING:
-    from ...models.base import Reconstructs
+    from torch import Tensor
 
-RECONSTRUCTION = "reconstruction"
-SCORES = {RECONSTRUCTION: "mean absolute reconstruction error"}
-LOWER_IS_MEMBER = frozenset({RECONSTRUCTION})
+    from ...models.base import Family
+
+    Score = Callable[[Tensor], Tensor]
+
+RECONSTRUCTION, DENOISING = "reconstruction", "denoising"
+LIKELIHOOD, CRITIC = "likelihood", "critic"
+SCORES = {
+    RECONSTRUCTION: "mean absolute reconstruction error",
+    DENOISING: "mean squared error of the predicted noise",
+    LIKELIHOOD: "perplexity of a voxel",
+    CRITIC: "softplus of minus the critic's score",
+}
+LOWER_IS_MEMBER = frozenset(SCORES)
+TIMES = (0.05, 0.1, 0.2, 0.3)
+"""Where the error of a denoiser is measured (Carlini et al. 2023 find early times to leak most)."""
 EDGES: tuple[float, ...] = tuple(float(edge) for edge in np.geomspace(1e-4, 4.0, 257))
 
 
-def reconstruction_errors(
-    family: Reconstructs,
-    volumes: Mapping[str, Sequence[npt.NDArray[np.float32]]],
-    device: str,
-) -> dict[str, float]:
-    """Returns each patient's mean absolute error when rebuilt by the model; members' are lower.
+def score_of(family: Family) -> tuple[str, Score]:
+    """Returns the name of the score that fits a family, and the score of volumes, (B,).
 
-    Errors are averaged over the voxels of a volume, then over the volumes of a patient.
+    The error of rebuilding a volume; else that of its noise, at `TIMES` (Matsumoto et al. 2023);
+    else its likelihood bound; else what the critic says (LOGAN, Hayes et al. 2019).
+
+    Raises:
+        Refusal: the family satisfies none of these protocols.
+    """
+    import torch
+    from torch.nn import functional
+
+    from ...models.base import Batch, Denoises, HasCritic, HasLikelihoodBound, Reconstructs
+
+    def draws(volumes: Tensor) -> torch.Generator:  # the same for every patient and model
+        return torch.Generator(volumes.device).manual_seed(0)
+
+    if isinstance(family, Reconstructs):
+        rebuilt = family.reconstruct
+        return RECONSTRUCTION, lambda x: (rebuilt(x) - x).abs().flatten(1).mean(1)
+    if isinstance(family, Denoises):
+        error = family.denoising_error
+        return DENOISING, lambda x: torch.stack(
+            [error(Batch(x), time, draws(x)) for time in TIMES]
+        ).mean(0)
+    if isinstance(family, HasLikelihoodBound):
+        bound = family.likelihood_bound
+        return LIKELIHOOD, lambda x: torch.exp(-bound(Batch(x), draws(x)) / x[0].numel())
+    if isinstance(family, HasCritic):
+        criticise = family.criticise
+        return CRITIC, lambda x: functional.softplus(-criticise(Batch(x)))
+    raise Refusal(
+        "this family offers nothing that membership can be scored by",
+        got=type(family).__name__,
+        expected="a family that reconstructs, denoises, bounds a likelihood or has a critic",
+    )
+
+
+def patient_scores(
+    score: Score, volumes: Mapping[str, Sequence[npt.NDArray[np.float32]]], device: str
+) -> dict[str, float]:
+    """Returns each patient's score, the mean over the patient's volumes; members' are lower.
 
     Args:
-        family: a model that satisfies `Reconstructs`, already on `device`.
+        score: what `score_of` returned, of a model already on `device`.
         volumes: the patients' volumes, each (1, D, H, W) in [-1, 1].
         device: where the volumes go, such as "cpu" or "cuda".
 
     Raises:
-        VolumeError: a patient has no volume, or the model rebuilt values that are not finite.
+        VolumeError: a patient has no volume, or a score that is not finite.
     """
     import torch
 
-    errors: dict[str, float] = {}
-    with torch.inference_mode():
+    scores: dict[str, float] = {}
+    with torch.no_grad():
         for patient, scans in volumes.items():
-            means = []
+            values = []
             for scan in scans:
                 batch = torch.from_numpy(np.ascontiguousarray(scan, dtype=np.float32))
-                batch = batch.unsqueeze(0).to(device)
-                means.append(float((family.reconstruct(batch) - batch).abs().mean()))
-            if not means or not np.isfinite(means).all():
+                values.append(float(score(batch.unsqueeze(0).to(device))))
+            if not values or not np.isfinite(values).all():
                 raise VolumeError(
                     "a patient cannot be scored",
-                    got="no volume" if not means else "an error that is not finite",
+                    got="no volume" if not values else "a score that is not finite",
                     hint="run the site's check; if it passes, the weights are damaged",
                 )
-            errors[patient] = float(np.mean(means))
-    return errors
+            scores[patient] = float(np.mean(values))
+    return scores
 
 
 def histogram(values: Iterable[float], edges: Sequence[float]) -> tuple[float, ...]:

@@ -33,7 +33,7 @@ def read() -> Reading:
     smallest = min(size, repeats)
     deviation = math.sqrt(float(np.mean(noise**2)))
     detail = f"deviation {deviation:.4f} sigma C, p {size:.2g}; repeats, p {repeats:.2g}"
-    return Reading(smallest, LIMIT, smallest < LIMIT, detail)
+    return Reading(smallest, LIMIT, not (smallest >= LIMIT and np.isfinite(noise).all()), detail)
 
 
 def size_p_value(noise: Values) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...models.base import Batch
 from .. import engine, sampling
+from ..clipping import clip_weights
 from ..gradients.patients import Patient, PatientGradients, Weigh
 from ..noise import Keystream, add_noise
 from . import canaries, replay, residual
@@ -73,7 +74,7 @@ def run(report: Report | None = None) -> list[Finding]:
         report: told how many of all measurements are done, and which is next.
 
     Raises:
-        VerificationError: the engine did not take the way that was to be measured.
+        VerificationError: the engine did not take the passes that were to be measured.
     """
     plants: dict[tuple[str, str], Plant] = {(name, SHIPPED): nullcontext for name in INSTRUMENTS}
     plants |= FAULTS
@@ -98,6 +99,10 @@ def _noise(noised: Callable[[Sequence[Tensor], float], list[Tensor]]) -> Plant:
 def _by_batch(norms: Tensor, bound: float) -> Tensor:
     """Shrink all patients of a pass alike, until their sum is below the bound."""
     return torch.full_like(norms, min(1.0, bound / max(float(norms.sum()), 1e-300)))
+
+
+def _keeping_the_broken(norms: Tensor, bound: float) -> Tensor:
+    return torch.where(torch.isfinite(norms), clip_weights(norms, bound), 1.0)
 
 
 def _scaled(share: float) -> Plant:
@@ -142,7 +147,10 @@ _SAME_KEY = _noise(
 )
 
 FAULTS: dict[tuple[str, str], Plant] = {
-    ("neighbour replay", "clipping off"): _weights(lambda norms, bound: torch.ones_like(norms)),
+    ("neighbour replay", "clipping off"): _weights(
+        lambda norms, bound: torch.isfinite(norms).to(norms)
+    ),
+    ("neighbour replay", "a broken gradient kept"): _weights(_keeping_the_broken),
     ("neighbour replay", "clipping per batch"): _weights(_by_batch),
     ("neighbour replay", "volumes counted as patients"): _volumes_as_patients,
     ("neighbour replay", "division by the realised batch"): _realised_divisor,

@@ -25,6 +25,7 @@ WEIGHTS = {
     "still": (0.0,),
     "several visits": (300.0, 300.0, 300.0, 300.0),
     "huge": (-1e6,),
+    "broken": (float("inf"),),
 }
 """Each patient's volumes, by the weight of their loss; a negative one pulls the other way."""
 
@@ -49,10 +50,10 @@ class Reading:
 
 
 class Specimen:
-    """Convolutions with GroupNorm on six patients; the loss draws nothing, so runs can repeat.
+    """Convolutions with GroupNorm on seven patients; the loss draws nothing, so runs can repeat.
 
     Args:
-        passes: the way to the patients' gradients.
+        passes: how the patients' gradients are taken.
     """
 
     def __init__(self, passes: Passes = "one") -> None:

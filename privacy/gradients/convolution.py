@@ -21,7 +21,7 @@ from torch.nn import functional
 Convolution = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
-Way = Callable[["Geometry", Tensor, Tensor], Tensor]
+Kernel = Callable[["Geometry", Tensor, Tensor], Tensor]
 
 
 class Geometry:
@@ -127,10 +127,10 @@ def _kernel(geometry: Geometry, x: Tensor, g: Tensor, *, volumes: int) -> Tensor
     return cast(Tensor, backward(g, x, weight, None, *arguments, groups, wanted)[1])
 
 
-_CHOSEN: dict[Hashable, Way] = {}
+_CHOSEN: dict[Hashable, Kernel] = {}
 
 
-def _quickest(geometry: Geometry, x: Tensor, g: Tensor) -> Way:
+def _quickest(geometry: Geometry, x: Tensor, g: Tensor) -> Kernel:
     """Return the way that was faster for such shapes on this device, timed when first met."""
     key = (geometry.key, x.shape[1:], x.dtype, x.device)
     if key not in _CHOSEN:
@@ -138,7 +138,7 @@ def _quickest(geometry: Geometry, x: Tensor, g: Tensor) -> Way:
     return _CHOSEN[key]
 
 
-def _seconds(way: Way, geometry: Geometry, x: Tensor, g: Tensor) -> float:
+def _seconds(way: Kernel, geometry: Geometry, x: Tensor, g: Tensor) -> float:
     least = math.inf
     for _ in range(2):
         _wait(x.device)

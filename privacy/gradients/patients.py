@@ -1,9 +1,10 @@
 """The sum of clipped gradients, patient by patient in meaning and batch by batch in time.
 
-Whole patients are packed into passes of a few volumes. A pass of several patients records every
-volume's gradient (`recorder.py`); where not all of them fit into memory it takes norms alone and
-clips in a second pass over the same draws. A patient alone in a pass needs no recording: plain
-autograd gives the patient's gradient.
+Whole patients are packed into passes of a few volumes, and every volume's gradient is recorded
+(`recorder.py`). Where not all of them fit into memory, a first pass takes norms alone and a second
+one, over the same draws, records again and adds layer by layer. Where a network cannot be recorded,
+patients go one by one through plain autograd. How a patient's gradient is taken never depends on
+who else was drawn.
 """
 
 from __future__ import annotations
@@ -23,24 +24,21 @@ from .recorder import Recorder
 
 Weigh = Callable[[Tensor], Tensor]
 Patient = Sequence[Batch]
-Way = Literal["one pass", "two passes", "patient by patient"]
+Passes = Literal["one", "two", "alone"]
 
 SHARE = 0.25
 """Part of the free memory that the gradients of all volumes of a pass may fill."""
 
-REPLAY_MARGIN = 1e-4
-"""How far below its bound a second pass aims: its gradients are rounded to float32 anew."""
-
 
 class PatientGradients:
-    """One step's gradients, ready to be summed; picks the cheapest exact way when it is made.
+    """One step's gradients, ready to be summed; picks the cheapest exact passes when it is made.
 
     Args:
         network: holds the layers of `parameters`.
         step: the optimiser's turn whose loss is minimised.
         parameters: the trained tensors.
-        example: two volumes that are nobody's, to try the ways on; their shape is the study's.
-        performance: what the site asks of the ways.
+        example: two volumes that are nobody's, to try the recorder on; their shape is the study's.
+        performance: what the site asks for.
     """
 
     def __init__(
@@ -54,7 +52,7 @@ class PatientGradients:
         self.step, self.parameters = step, tuple(parameters)
         self._performance = performance or PerformanceSettings()
         self._recorder = Recorder(network, self.parameters)
-        self.way: Way = self._cheapest(example)
+        self.passes: Passes = self._cheapest(example)
         self.not_finite = 0  # patients that counted as zero; never leaves the site
 
     def weighted_sum(
@@ -72,27 +70,23 @@ class PatientGradients:
         total = [torch.zeros_like(p, dtype=torch.float64) for p in self.parameters]
         draws = Draws(generator)
         for pack in self._packed(patients):
-            if len(pack) == 1:
+            if self.passes == "alone" or len(pack[0]) > self._performance.volumes_at_once:
                 self._add_alone(total, pack[0], draws, weigh)
-            elif self.way == "one pass":
+            elif self.passes == "one":
                 self._add_recorded(total, pack, draws, weigh)
             else:
                 self._add_twice(total, pack, draws, weigh)
         return total
 
-    def _cheapest(self, example: Batch) -> Way:
+    def _cheapest(self, example: Batch) -> Passes:
         wanted = self._performance.passes
         if wanted == "alone" or not self._recorder.agrees(self.step, example):
-            return "patient by patient"
-        if wanted == "auto":
-            device = example.volumes.device
-            size = sum(p.numel() * p.element_size() for p in self.parameters)
-            fits = size * self._performance.volumes_at_once <= SHARE * _free_memory(device)
-            wanted = "one" if fits else "two"
-        if wanted == "one":
-            return "one pass"
-        exact = all(p.dtype in (torch.float32, torch.float64) for p in self.parameters)
-        return "two passes" if exact else "patient by patient"
+            return "alone"
+        if wanted != "auto":
+            return wanted
+        size = sum(p.numel() * p.element_size() for p in self.parameters)
+        room = SHARE * _free_memory(example.volumes.device)
+        return "one" if size * self._performance.volumes_at_once <= room else "two"
 
     def _packed(self, patients: Iterable[Patient]) -> Iterator[list[Patient]]:
         """Yield whole patients, as many together as a pass holds, one at least."""
@@ -100,7 +94,7 @@ class PatientGradients:
         size = 0
         for patient in filter(len, patients):  # without a volume there is no gradient
             full = size + len(patient) > self._performance.volumes_at_once
-            if pack and (full or self.way == "patient by patient"):
+            if pack and (full or self.passes == "alone"):
                 yield pack
                 pack, size = [], 0
             pack.append(patient)
@@ -114,15 +108,13 @@ class PatientGradients:
         most = self._performance.volumes_at_once
         for first in range(0, len(patient), most):
             part = patient[first : first + most]
-            # A batch of one falls on slow kernels; a copy beside it costs less than that.
-            batch = joined(part if len(part) > 1 else [*part, *part])
-            loss = self.step.loss(batch, draws.generator)[: len(part)].sum() / len(patient)
+            losses = self.step.loss(_beside(part), draws.generator)[: len(part)]
+            loss = losses.sum() / len(patient)
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             for kept, new in zip(gradient, found, strict=True):
                 if new is not None:
                     kept += new
-        rows = {number: one.unsqueeze(0) for number, one in enumerate(gradient)}
-        self._add_rows(total, rows, weigh)
+        self._add_rows(total, {n: one.unsqueeze(0) for n, one in enumerate(gradient)}, weigh)
 
     def _add_recorded(
         self, total: list[Tensor], pack: Sequence[Patient], draws: Draws, weigh: Weigh
@@ -139,7 +131,7 @@ class PatientGradients:
     def _add_twice(
         self, total: list[Tensor], pack: Sequence[Patient], draws: Draws, weigh: Weigh
     ) -> None:
-        """Take norms, dropping each layer's gradients at once; then clip in a second pass."""
+        """Take norms, dropping each layer's gradients at once; then record again and add."""
         shares = _Shares(pack)
         squares = torch.zeros(len(pack), dtype=torch.float64, device=self.parameters[0].device)
 
@@ -148,21 +140,17 @@ class PatientGradients:
 
         with draws.put_back():
             self._recorder.record(lambda: self._losses(shares, draws), measure)
-        if not bool(torch.isfinite(squares).all()):
-            for patient in pack:  # together, one that is not finite would spoil the others' sum
-                self._add_alone(total, patient, draws, weigh)
-            return
-        weights = self._weights(squares.sqrt(), weigh) * (1 - REPLAY_MARGIN)
-        losses = self._losses(shares, draws)
-        loss = (losses * shares.by_volume(weights).to(losses)).sum()
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        for kept, new in zip(total, found, strict=True):
-            if new is not None:
-                kept += new
+        weights = self._weights(squares.sqrt(), weigh)
+
+        def add(number: int, found: Tensor) -> None:
+            total[number] += _weighted(shares.by_patient(found), weights)
+
+        self._recorder.record(lambda: self._losses(shares, draws), add)
 
     def _losses(self, shares: _Shares, draws: Draws) -> Tensor:
-        losses = self.step.loss(joined(shares.volumes), draws.generator)
-        return losses / shares.sizes.to(losses)
+        """Return the losses of a pass, each divided by the number of its patient's volumes."""
+        losses = self.step.loss(_beside(shares.volumes), draws.generator)
+        return losses[: len(shares.volumes)] / shares.sizes.to(losses)
 
     def _add_rows(self, total: list[Tensor], rows: dict[int, Tensor], weigh: Weigh) -> None:
         """Add each patient's gradient (P, *shape) times the patient's weight."""
@@ -170,13 +158,8 @@ class PatientGradients:
             return
         norms = torch.stack([_norms(found) for found in rows.values()])
         weights = self._weights(torch.linalg.vector_norm(norms, dim=0), weigh)
-        kept = weights > 0
-        everybody = bool(kept.all())
         for number in list(rows):
-            found = rows.pop(number)
-            part = found if everybody else found[kept]
-            flat = weights[kept] @ part.flatten(1).double()
-            total[number] += flat.reshape(total[number].shape)
+            total[number] += _weighted(rows.pop(number), weights)
 
     def _weights(self, norms: Tensor, weigh: Weigh) -> Tensor:
         self.not_finite += int((~torch.isfinite(norms)).sum())
@@ -188,22 +171,32 @@ class _Shares:
 
     def __init__(self, pack: Sequence[Patient]) -> None:
         self.volumes = [volume for patient in pack for volume in patient]
-        self.patients = len(pack)
+        self._patients = len(pack)
         counts = torch.tensor([len(patient) for patient in pack])
         self._one_each = bool((counts == 1).all())
         self._owner = torch.repeat_interleave(torch.arange(len(pack)), counts)
         self.sizes = counts[self._owner]
 
     def by_patient(self, rows: Tensor) -> Tensor:
-        """Add up the rows (B, *shape) of each patient to (P, *shape)."""
+        """Add up the rows (B, *shape) of each patient to (P, *shape); a copy's row is dropped."""
+        rows = rows[: len(self.volumes)]
         if self._one_each:
             return rows
-        found = rows.new_zeros((self.patients, *rows.shape[1:]))
+        found = rows.new_zeros((self._patients, *rows.shape[1:]))
         return found.index_add_(0, self._owner.to(rows.device), rows)
 
-    def by_volume(self, values: Tensor) -> Tensor:
-        """Give each volume its patient's value: (P,) to (B,)."""
-        return values[self._owner.to(values.device)]
+
+def _beside(volumes: Sequence[Batch]) -> Batch:
+    """Join volumes; a lone one has a copy beside it, since a batch of one falls on slow kernels."""
+    return joined(volumes if len(volumes) > 1 else [*volumes, *volumes])
+
+
+def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of rows (P, *shape) times weights (P,), in float64; weight 0 drops a row."""
+    kept = weights > 0
+    part = rows if bool(kept.all()) else rows[kept]
+    found = weights[kept] @ part.double().reshape(len(part), rows[0].numel())
+    return found.reshape(rows.shape[1:])
 
 
 def joined(volumes: Sequence[Batch]) -> Batch:

@@ -18,5 +18,5 @@ class PerformanceSettings(Table):
     passes: Literal["auto", "one", "two", "alone"] = Field(
         "auto",
         description='"one" keeps the gradients of all volumes at once, "two" takes norms first and '
-        'runs again to clip, "alone" takes patient after patient, "auto" chooses',
+        'runs again to add, "alone" takes patient after patient, "auto" chooses',
     )

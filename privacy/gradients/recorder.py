@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...models.base import Batch, Step
 from . import convolution, normalisation  # noqa: F401, their samplers are registered with Opacus
 from .draws import Draws
+from .nudge import nudged
 
 Receive = Callable[[int, Tensor], None]
 SAMPLERS = GradSampleModule.GRAD_SAMPLERS
@@ -44,7 +45,7 @@ class Recorder:
     """
 
     def __init__(self, network: nn.Module, parameters: Sequence[Tensor]) -> None:
-        self._parameters = tuple(parameters)
+        self._network, self._parameters = network, tuple(parameters)
         order = {id(p): n for n, p in enumerate(parameters)}
         self._layers = [
             _Layer(module, numbers)
@@ -67,13 +68,14 @@ class Recorder:
         if self.unknown_layers():
             return False
         draws = Draws(torch.Generator(example.volumes.device).manual_seed(0))
-        with draws.put_back():
-            plain = self._plain(step, example, draws)
         rows: dict[int, Tensor] = {}
-        try:
-            self.record(lambda: step.loss(example, draws.generator), rows.__setitem__)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-            return False  # what a recorded layer cannot do, a plain one can
+        with nudged(self._network):
+            with draws.put_back():
+                plain = self._plain(step, example, draws)
+            try:
+                self.record(lambda: step.loss(example, draws.generator), rows.__setitem__)
+            except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
+                return False  # what a recorded layer cannot do, a plain one can
         return all(self._close(rows, volume, parts) for volume, parts in enumerate(plain))
 
     def record(self, losses: Callable[[], Tensor], receive: Receive) -> Tensor:
@@ -96,12 +98,14 @@ class Recorder:
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        for parameter in self._parameters:
+        """Freeze the whole network: what another step trains must not gather this one's."""
+        learning = [p for p in self._network.parameters() if p.requires_grad]
+        for parameter in learning:
             parameter.requires_grad_(False)
         try:
             yield
         finally:
-            for parameter in self._parameters:
+            for parameter in learning:
                 parameter.requires_grad_(True)
 
     @contextmanager
@@ -174,9 +178,8 @@ def _watched(
     def back(gradient: Tensor) -> None:
         with torch.no_grad():
             parts = SAMPLERS[type(layer.module)](layer.module, inputs, gradient)
-            for parameter, rows in parts.items():
-                number = layer.numbers[parameter]
-                held = layer.rows.get(number)
+            for parameter, number in layer.numbers.items():
+                rows, held = parts[parameter], layer.rows.get(number)
                 layer.rows[number] = rows if held is None else held + rows
         inputs.clear()
         layer.waiting -= 1

@@ -217,6 +217,26 @@ class Federation:
             self.wait(offered.exists, 90, f"the offer at {site}")
             self.cli("site", "approve", study, "--folder", self.sites[site], "--json")
 
+    def audit(self, study: str, sites: Sequence[str]) -> Any:
+        """Audit a study, each operator allowing it, and return what `audit run` printed."""
+        run = self.spawn(
+            *("audit", "run", study, "--folder", self.coordinator),
+            *("--samples", 4, "--deadline", 120, "--json"),
+        )
+        for site in sites:
+            asked = self.sites[site] / "worker" / "approvals" / study / "audits"
+            self.wait(lambda asked=asked: list(asked.glob("*.json")), 60, f"the audit at {site}")
+            self.cli("site", "approve", study, "--audit", "--folder", self.sites[site])
+        return self.finish(run).json
+
+    def settle(self, site: str, **changes: Any) -> None:
+        """Change settings in a site's site.toml; tables are merged."""
+        place = Site(self.sites[site])
+        values = place.settings.model_dump(exclude_none=True)
+        for key, value in changes.items():
+            values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        (place.worker / "site.toml").write_text(tomli_w.dumps(values))
+
     def ask(self, site: str, request: messages.Request, payload: bytes = b"") -> bytes:
         """Give the worker a request that the coordinator signed, without any network."""
         return self.ask_raw(
@@ -285,10 +305,11 @@ class Federation:
 
 
 def plan_text(name: str, **changes: Any) -> bytes:
-    """Return PLAN under a name as TOML; tables in `changes` are merged, other values replaced."""
+    """Return PLAN under a name as TOML; tables in `changes` are merged, the rest replaced."""
     plan = {"name": name, **PLAN}
     for key, value in changes.items():
-        plan[key] = {**plan.get(key, {}), **value} if isinstance(value, dict) else value
+        merged = isinstance(value, dict) and key != "settings"  # those are the family's own
+        plan[key] = {**plan.get(key, {}), **value} if merged else value
     return tomli_w.dumps(plan).encode()
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 from federation import Federation
 from voxfed.client.site import Site
 from voxfed.server.start import first_weights
@@ -25,18 +24,9 @@ pytestmark = pytest.mark.slow
 def federation() -> Iterator[Federation]:
     """A coordinator without SuperLink, and a hospital whose worker runs."""
     with Federation("north") as made:
-        settle(made, limits={"lifetime_epsilon": 60.0})
+        made.settle("north", limits={"lifetime_epsilon": 60.0})
         made.start_role("north", "worker")
         yield made
-
-
-def settle(federation: Federation, site: str = "north", **changes: Any) -> None:
-    """Change settings in a site's site.toml."""
-    place = Site(federation.sites[site])
-    values = place.settings.model_dump(exclude_none=True)
-    for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) else value
-    (place.worker / "site.toml").write_text(tomli_w.dumps(values))
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -188,7 +178,7 @@ def test_a_cohort_too_small_for_the_split_is_refused(federation: Federation) -> 
         for number, said in ((4, "got 4 patients, expected 5"), (5, "expected 2 or more held out")):
             for patient in patients[:number]:
                 shutil.copytree(patient, few / patient.name, dirs_exist_ok=True)
-            settle(federation, cohort=str(few))
+            federation.settle("north", cohort=str(few))
             done = federation.cli("site", "approve", "few", "--folder", site.folder, code=3)
             assert "too small" in done.errors
             assert said in done.errors
@@ -208,7 +198,7 @@ def test_a_gpu_that_is_absent_is_asked_for_in_vain(federation: Federation) -> No
     settings = (site.worker / "site.toml").read_bytes()
     federation.stop("north-worker")
     try:
-        settle(federation, device="cuda")
+        federation.settle("north", device="cuda")
         federation.start_role("north", "worker")
         refused = federation.answer("north", train(plan), weights(federation, plan))
         checked = ("--role", "worker", "--folder", site.folder, "--json")

@@ -62,15 +62,7 @@ def after_rounds(federation: Federation, trained: dict[str, Any]) -> dict[str, f
 @pytest.fixture(scope="module")
 def audited(federation: Federation, after_rounds: dict[str, float]) -> dict[str, Any]:
     """What `audit run` printed, once each operator allowed the audit."""
-    run = federation.spawn(
-        *("audit", "run", "first", "--folder", federation.coordinator),
-        *("--samples", 4, "--deadline", 120, "--json"),
-    )
-    for site, folder in federation.sites.items():
-        asked = folder / "worker" / "approvals" / "first" / "audits"
-        federation.wait(lambda asked=asked: list(asked.glob("*.json")), 60, f"the audit at {site}")
-        federation.cli("site", "approve", "first", "--audit", "--folder", folder)
-    found: dict[str, Any] = federation.finish(run).json
+    found: dict[str, Any] = federation.audit("first", SITES)
     return found
 
 

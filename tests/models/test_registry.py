@@ -61,7 +61,7 @@ def test_a_side_that_does_not_halve_is_refused_with_the_multiple() -> None:
 
 
 def test_unknown_family_and_shape_among_settings_are_refused() -> None:
-    with pytest.raises(PlanError, match="got gan, expected vae"):
+    with pytest.raises(PlanError, match="got gan, expected vae, "):
         registry.build(plan({}, family="gan"))
     with pytest.raises(PlanError, match="unknown key"):
         registry.check(plan({"shape": [8, 8, 8]}))

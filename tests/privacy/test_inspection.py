@@ -312,3 +312,35 @@ def test_the_example_is_nobody() -> None:
     assert float(volumes.abs().max()) <= 1
     assert not torch.equal(volumes[0], volumes[1])
     assert torch.equal(volumes, example(SHAPE, torch.device("cpu")).volumes)
+
+
+def test_a_zero_output_hides_nothing() -> None:
+    """MONAI's UNet starts with one: a network that mixes patients behind it is seen."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Conv3d(4, 1, 1)
+            nn.init.zeros_(self.last.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x - x.mean(0))
+
+    with pytest.raises(Refusal, match="mixes the volumes"):
+        inspect_family(Toy(Mixing()), SHAPE)
+
+
+def test_parameters_that_overlap_are_tied() -> None:
+    """Not only those that start at the same place."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            base = torch.randn(9)
+            self.one, self.other = nn.Parameter(base[:6]), nn.Parameter(base[3:])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.one.sum() * self.other.sum()
+
+    with pytest.raises(Refusal, match="tied"):
+        inspect_family(Toy(Halves()), SHAPE)

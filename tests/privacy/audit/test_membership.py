@@ -1,11 +1,20 @@
-"""The reconstruction score against models whose error is known."""
+"""The scores against models whose knowledge of each volume is known."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from voxfed.privacy.audit.membership import EDGES, histogram, mean_of, reconstruction_errors
-from voxfed.study.errors import VolumeError
+from voxfed.models.base import Batch
+from voxfed.privacy.audit.membership import (
+    EDGES,
+    SCORES,
+    TIMES,
+    histogram,
+    mean_of,
+    patient_scores,
+    score_of,
+)
+from voxfed.study.errors import Refusal, VolumeError
 
 
 class Shift:
@@ -31,26 +40,55 @@ class Memory:
         return volumes if known else torch.zeros_like(volumes)
 
 
+class Denoiser:
+    """Its error is the time times the volume's mean."""
+
+    def denoising_error(self, batch: Batch, time: float, generator: torch.Generator) -> Tensor:
+        """Return a known error."""
+        return time * batch.volumes.flatten(1).mean(1)
+
+
+class Bound:
+    """Knows each volume's density: that of a uniform voxel of width e^mean."""
+
+    def likelihood_bound(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return minus the sum of voxels."""
+        return -batch.volumes.flatten(1).sum(1)
+
+
+class Critic:
+    """Finds bright volumes real."""
+
+    def criticise(self, batch: Batch) -> Tensor:
+        """Return the mean."""
+        return batch.volumes.flatten(1).mean(1)
+
+
+def scores(model: object, volumes: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    """What a site computes for a family."""
+    return patient_scores(score_of(model)[1], volumes, "cpu")  # type: ignore[arg-type]
+
+
 def scan(value: float) -> np.ndarray:
     return np.full((1, 8, 8, 8), value, dtype=np.float32)
 
 
 def test_error_is_the_mean_over_voxels_then_over_a_patients_volumes() -> None:
-    errors = reconstruction_errors(Memory([scan(0.25)]), {"a": [scan(0.25), scan(0.5)]}, "cpu")
+    errors = scores(Memory([scan(0.25)]), {"a": [scan(0.25), scan(0.5)]})
     assert errors == {"a": pytest.approx(0.25)}
-    assert reconstruction_errors(Shift(-0.125), {"b": [scan(0)]}, "cpu") == {"b": 0.125}
+    assert scores(Shift(-0.125), {"b": [scan(0)]}) == {"b": 0.125}
 
 
 def test_seen_patients_score_lower() -> None:
     people = {name: [scan(i / 10)] for i, name in enumerate("abcd", start=1)}
-    errors = reconstruction_errors(Memory([people["a"][0], people["b"][0]]), people, "cpu")
+    errors = scores(Memory([people["a"][0], people["b"][0]]), people)
     assert max(errors["a"], errors["b"]) < min(errors["c"], errors["d"])
 
 
 @pytest.mark.parametrize("scans", [[], [scan(float("nan"))]])
 def test_what_cannot_be_scored_is_refused(scans: list[np.ndarray]) -> None:
     with pytest.raises(VolumeError, match="cannot be scored"):
-        reconstruction_errors(Shift(0.1), {"a": scans}, "cpu")
+        scores(Shift(0.1), {"a": scans})
 
 
 def test_histogram_matches_numpy_and_keeps_everybody() -> None:
@@ -81,3 +119,24 @@ def test_bins_rise_from_a_ten_thousandth_to_the_largest_error_there_can_be() -> 
     assert len(EDGES) == 257
     assert (EDGES[0], EDGES[-1]) == (pytest.approx(1e-4), pytest.approx(4.0))
     assert list(EDGES) == sorted(set(EDGES))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "expected"),
+    [
+        (Shift(0.125), "reconstruction", 0.125),
+        (Denoiser(), "denoising", 0.5 * sum(TIMES) / len(TIMES)),
+        (Bound(), "likelihood", np.exp(0.5)),
+        (Critic(), "critic", np.log1p(np.exp(-0.5))),
+    ],
+)
+def test_each_protocol_has_its_score(model: object, name: str, expected: float) -> None:
+    """The family's name plays no part; the values are by hand."""
+    assert score_of(model)[0] == name  # type: ignore[arg-type]
+    assert name in SCORES
+    assert scores(model, {"a": [scan(0.5)]})["a"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_family_that_offers_nothing_is_refused() -> None:
+    with pytest.raises(Refusal, match="nothing that membership"):
+        score_of(object())  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def test_all_known_faults_are_planted() -> None:
         for instrument in INSTRUMENTS
     }
     assert {name: len(faults) for name, faults in names.items()} == {
-        "neighbour replay": 4,
+        "neighbour replay": 5,
         "noise residual": 3,
         "canaries": 2,
     }
@@ -60,10 +60,10 @@ def test_no_fault_stays_behind() -> None:
     assert engine.PatientGradients.weighted_sum.__qualname__ == "PatientGradients.weighted_sum"
 
 
-def test_each_way_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that quietly goes another way is not said to be right."""
+def test_each_kind_of_passes_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that quietly takes others is not said to be right."""
     monkeypatch.setattr(Recorder, "agrees", lambda recorder, step, batch: False)
-    with pytest.raises(VerificationError, match="does not take the way"):
+    with pytest.raises(VerificationError, match="does not take the passes"):
         replay.read()
 
 

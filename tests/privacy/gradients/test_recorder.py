@@ -165,3 +165,40 @@ def test_one_wrong_row_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(recorder.SAMPLERS, nn.Conv3d, wrong)
     assert not Recorder(made, trained(made)).agrees(step_on(made), batch_of(2))
+
+
+class Dead(nn.Module):
+    """Uses a weight elsewhere, behind an output that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = Elsewhere(), nn.Conv3d(1, 1, 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.hidden(x))
+        return found
+
+
+def test_a_zero_output_hides_nothing() -> None:
+    """Many networks start with one; what lies behind is looked at all the same."""
+    made = Dead()
+    assert not Recorder(made, trained(made)).agrees(step_on(made), batch_of(2))
+
+
+def test_another_steps_parameters_gather_nothing() -> None:
+    """A patient's raw gradient never lies in .grad, one optimiser step from a release."""
+    made = network("autoencoder")
+    own = [p for name, p in made.named_parameters() if name.startswith("decoder")]
+    step = step_on(made)
+    Recorder(made, own).record(
+        lambda: step.loss(batch_of(2), torch.Generator()), lambda number, rows: None
+    )
+    assert all(p.grad is None for p in made.parameters())
+
+
+def test_a_layer_may_belong_to_two_steps() -> None:
+    """One trains its weight, the other its bias."""
+    made = network("repeated")
+    bias = [made.again.bias]
+    assert Recorder(made, bias).agrees(step_on(made), batch_of(2))

@@ -1,0 +1,78 @@
+"""Every family of the registry at a size that tests can afford."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tomli_w
+import torch
+from voxfed.models.base import Family
+from voxfed.models.registry import FAMILIES, build
+from voxfed.study.plan import StudyPlan
+
+DENOISER = {"channels": [8, 16], "groups": 4, "code": 4, "sampling_steps": 3}
+CODES = {"channels": [8, 8], "groups": 4, "entries": 16, "width": 4, "patch": 2}
+TINY: dict[str, dict[str, Any]] = {
+    "vae": {"channels": [8, 16], "groups": 4, "latent_channels": 2, "code": 5},
+    "wgan-gp": {
+        "channels": [8, 8],
+        "critic_channels": [4, 8],
+        "groups": 4,
+        "code": 6,
+        "critic_turns": 2,
+        "generated": 2,
+    },
+    "vqvae": {"codes": CODES, "prior_channels": 8},
+    "vqgan": {
+        "codes": CODES,
+        "prior_channels": 8,
+        "critic": {"channels": 8, "groups": 4, "layers": 1},
+    },
+    "slice-vae": {"channels": [8, 8], "groups": 4, "code": 4},
+    "vq-transformer": {"codes": CODES, "heads": 2, "width": 16, "depth": 1},
+    "pixel-cnn": {"channels": 8, "dilations": [1, 2]},
+    "diffusion": {"denoiser": DENOISER},
+    "diffusion-2.5d": {"denoiser": DENOISER},
+    "latent-diffusion": {
+        "autoencoder": {"channels": [8, 8], "groups": 4, "latent_channels": 2},
+        "denoiser": DENOISER,
+    },
+    "wavelet-diffusion": {"denoiser": DENOISER},
+}
+SHAPE = (8, 12, 16)
+
+
+def tiny_plan(name: str, shape: tuple[int, int, int] = SHAPE, **changes: Any) -> StudyPlan:
+    """Return a plan of a family at its tiny size; tables in `changes` are merged."""
+    table: dict[str, Any] = {
+        "name": name.replace(".", "-"),
+        "family": name,
+        "settings": TINY[name],
+        "rounds": 2,
+        "local_steps": 2,
+        "expected_patients": 3,
+        "volumes": {"shape": list(shape), "spacing": [9.0, 9.0, 9.0]},
+        "optimiser": {"learning_rate": 1e-3},
+        "privacy": {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.1},
+    }
+    for key, value in changes.items():
+        table[key] = {**table[key], **value} if isinstance(value, dict) else value
+    return StudyPlan.from_text(tomli_w.dumps(table).encode())
+
+
+def tiny(name: str, shape: tuple[int, int, int] = SHAPE) -> Family:
+    """Return a family at its tiny size."""
+    return build(tiny_plan(name, shape))
+
+
+def balls(n: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> torch.Tensor:
+    """Return n soft balls of random place and size on black, (n, 1, D, H, W) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, s) for s in shape], indexing="ij"))
+    centre = (torch.rand((n, 3, 1, 1, 1), generator=generator) - 0.5) * 0.6
+    radius = 0.4 + 0.3 * torch.rand((n, 1, 1, 1), generator=generator)
+    distance = (grid - centre).square().sum(1).sqrt()
+    return (2 * torch.sigmoid(8 * (radius - distance)) - 1).unsqueeze(1)
+
+
+NAMES = tuple(FAMILIES)

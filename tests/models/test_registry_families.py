@@ -1,0 +1,102 @@
+"""What every family promises: the contract of models/base.py, one test over all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import NAMES, SHAPE, TINY, balls, tiny, tiny_plan
+from voxfed.models.base import Batch, Condition
+from voxfed.models.fitting import fit
+from voxfed.models.registry import FAMILIES, check, schedule_of
+from voxfed.models.state import from_bytes, load_into, tensors_of, to_bytes
+from voxfed.privacy.inspection import inspect_family
+from voxfed.study.errors import PlanError, WireError
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+def draws(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def refusal(name: str, shape: tuple[int, int, int]) -> str:
+    """Return why a shape is refused, or nothing."""
+    try:
+        check(tiny_plan(name, shape))
+    except PlanError as fault:
+        return fault.message
+    return ""
+
+
+def test_it_passes_inspection(name: str) -> None:
+    """No loss mixes volumes, nothing moves but by gradients, and blind steps are blind."""
+    family = tiny(name)
+    with torch.no_grad():
+        for weight in family.parameters():  # away from zeros, so that every path is open
+            weight.add_(0.03 * torch.randn(weight.shape, generator=draws()))
+    inspect_family(family, SHAPE)
+
+
+def test_samples_are_volumes_and_repeat_to_the_bit(name: str) -> None:
+    family = tiny(name).eval()
+    first, second = (family.sample(2, generator=draws()) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    assert first.shape == (2, 1, *SHAPE)
+    assert first.dtype == torch.float32
+    assert bool((first.abs() <= 1).all())
+    assert not first.requires_grad
+
+
+def test_a_condition_that_was_not_asked_for_is_refused(name: str) -> None:
+    with pytest.raises(PlanError):
+        tiny(name).sample(1, condition=Condition(label=torch.tensor([0])), generator=draws())
+
+
+def test_the_state_is_its_tensors(name: str) -> None:
+    """What travels and what is released rebuilds the family bit for bit."""
+    family, other = tiny(name).eval(), tiny(name).eval()
+    with torch.no_grad():
+        for weight in family.parameters():
+            weight.add_(0.01)
+    load_into(other, from_bytes(to_bytes(tensors_of(family))))
+    assert torch.equal(family.sample(1, generator=draws()), other.sample(1, generator=draws()))
+    with pytest.raises(WireError):
+        load_into(other, dict(list(tensors_of(family).items())[1:]))
+
+
+def test_a_few_steps_reduce_the_loss_of_every_stage(name: str) -> None:
+    """Each stage learns from phantoms: the first step's loss falls."""
+    family, volumes = tiny(name), balls(16)
+    for stage in family.stages:
+        settings = {"batch": 4, "learning_rate": 3e-3}
+        first = fit(family, stage, volumes, steps=1, generator=draws(1), **settings)
+        last = fit(family, stage, volumes, steps=60, generator=draws(2), **settings)
+        assert last < first
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 11, 13), (16, 8, 24)])
+def test_a_shape_is_trained_and_sampled_or_refused(name: str, shape: tuple[int, int, int]) -> None:
+    """Sides from tiny to odd: nothing but these two happens."""
+    if fault := refusal(name, shape):
+        assert "shape" in fault
+        return
+    family = tiny(name, shape)
+    for step in (s for stage in family.stages for s in family.steps(stage)):
+        losses = step.loss(Batch(balls(2, shape)) if step.reads_patients else None, draws())
+        assert losses.ndim == 1
+        assert bool(torch.isfinite(losses).all())
+    assert family.sample(1, generator=draws()).shape == (1, 1, *shape)
+
+
+def test_the_schedule_counts_what_reads_patients(name: str) -> None:
+    """Accounting charges each of these turns."""
+    plan, family = tiny_plan(name), tiny(name)
+    for stage in schedule_of(plan).stages:
+        turns = sum(s.repeats for s in family.steps(stage.name) if s.reads_patients)
+        assert (stage.rounds, stage.turns) == (2, turns)
+        assert turns >= 1
+
+
+def test_the_tiny_settings_are_of_this_family(name: str) -> None:
+    assert set(TINY[name]) <= set(FAMILIES[name].spec.model_fields)

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -168,7 +169,10 @@ def opacus_step(network: nn.Module, volumes: Tensor) -> Callable[[], object]:
 
 
 def measure(case: Case, repetitions: int) -> dict[str, Any]:
-    """Return seconds of each kind, least and median, and peak memory in MiB."""
+    """Return seconds of each kind, least and median, and peak memory in MiB, least of three.
+
+    Quick runs of fewer repetitions measure memory once: the C library's allocator varies.
+    """
     steps = {kind: prepare(case, kind) for kind in KINDS}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for repetition in range(repetitions + 1):
@@ -179,7 +183,7 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
                 seconds[kind].append(time.perf_counter() - began)
     found: dict[str, Any] = {"case": case.name}
     for kind in KINDS:
-        peak, parameters = peak_memory(case, kind)
+        peak, parameters = peak_memory(case, kind, 3 if repetitions > 3 else 1)
         found |= {
             f"{kind}_least_s": min(seconds[kind]),
             f"{kind}_median_s": statistics.median(seconds[kind]),
@@ -193,13 +197,13 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
     return found
 
 
-def peak_memory(case: Case, kind: str) -> tuple[float, int]:
-    """Return the peak in MiB above the loaded model, least of three processes, and parameters."""
+def peak_memory(case: Case, kind: str, processes: int) -> tuple[float, int]:
+    """Return the peak in MiB above the loaded model, least of some processes, and parameters."""
     command = [sys.executable, __file__, "--memory", case.network]
     command += [str(case.patients), str(case.side), kind]
     found = [
         subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        for _ in range(3)  # the C library's allocator is in a different mood each time
+        for _ in range(processes)
     ]
     return min(float(peak) for peak, _ in found), int(found[0][1])
 
@@ -242,10 +246,14 @@ def reached(cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Run the cases and print a table, or one JSON document."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--quick", action="store_true", help="small cases, one minute")
+    arguments.add_argument(
+        "--quick", action="store_true", help="smaller cases of other names, one minute"
+    )
     arguments.add_argument("--json", action="store_true", help="one JSON document")
     arguments.add_argument("--memory", nargs=4, help=argparse.SUPPRESS)
     wanted = arguments.parse_args()
+    # Opacus' hooks fire on volumes that need no gradient, as they should.
+    warnings.filterwarnings("ignore", "Full backward hook is firing")
     if wanted.memory:
         network, patients, side, kind = wanted.memory
         print_memory(Case(network, int(patients), int(side)), kind)

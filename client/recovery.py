@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..privacy.accounting import Event
-from ..privacy.budget import read_accounts, reservation, write_events
+from ..privacy.budget import Account, read_accounts, reservation, write_events
 from ..privacy.chain import Chain, Head, Row, head_of
 from ..privacy.ledger import RoundKey
 from ..privacy.recovery import (
@@ -41,6 +41,7 @@ class Memory:
         approved: studies that were approved.
         closed: studies that were closed.
         recoveries: how many recoveries the whole journal names.
+        head: digest of the journal's last line.
     """
 
     charged: dict[RoundKey, tuple[str, str]]
@@ -48,6 +49,7 @@ class Memory:
     approved: frozenset[str]
     closed: frozenset[str]
     recoveries: int
+    head: str
 
 
 def prepare(site: Site, copy: Path | None = None, *, all_known: bool = False) -> Recovery:
@@ -74,11 +76,11 @@ def prepare(site: Site, copy: Path | None = None, *, all_known: bool = False) ->
     held, echo = site.ledger.rows(), site.ledger.refused_echo()
     copied = rows_after(held, _read(copy)) if copy is not None else ()
     rows = [*held, *copied]
-    lost, memory, seen = _unreserved(site, rows), _memory(site, rows), None
+    lost, memory = _unreserved(site, rows), _memory(site, rows)
     if not lost and (echo is None or accounts_for(rows, echo)):
-        if memory is None:
+        if memory is None and echo is None and not copied:
             site.journal.head()  # raises, and names the line
-        elif not _lacks(rows, memory):
+        if memory is None or not _lacks(rows, memory):
             return Recovery(head_of(held), copied)
     entries: list[Entry] = [("reserve", _reservation(approval)) for approval in lost]
     rows += as_rows(entries)
@@ -90,6 +92,7 @@ def prepare(site: Site, copy: Path | None = None, *, all_known: bool = False) ->
         unknown = memory is not None and memory.approved - set(read_accounts(rows))
         entries += worst_case(read_accounts(rows), WORST)
         reason, exhausted = WORST, bool(unknown) or not all_known
+    seen = None if memory is None else memory.head
     entries.append(settlement(echo, reason, exhausted=exhausted, journal=seen))
     return Recovery(head_of(held), copied, tuple(entries))
 
@@ -139,12 +142,16 @@ def _reservation(approval: Approval) -> dict[str, Any]:
     return reservation(approval.folder.name, approval.plan_digest, whole, delta)
 
 
-def _memory(site: Site) -> Memory | None:
+def _memory(site: Site, rows: Sequence[Row]) -> Memory | None:
     """Return what journal and outbox hold, or None where the journal's chain does not hold."""
     try:
-        entries = list(site.journal.entries())
+        head, entries = site.journal.head(), list(site.journal.entries())
     except VerificationError:
         return None
+    recoveries = sum(entry["event"] == "recovered" for entry in entries)
+    settled = [row.body.get("journal") for row in rows if row.kind == "recovery"]
+    ends = {entry["previous"]: n for n, entry in enumerate(entries)} | {head: len(entries)}
+    entries = entries[ends.get(settled[-1], 0) if settled else 0 :]
     charged = {
         RoundKey(e["study"], e["branch"], e["stage"], e["round"]): (e["request"], e["reply"])
         for e in entries
@@ -154,9 +161,8 @@ def _memory(site: Site) -> Memory | None:
         event: frozenset(e["study"] for e in entries if e["event"] == event)
         for event in ("approved", "closed")
     }
-    recovered = any(entry["event"] == "recovered" for entry in entries)
     answered = frozenset(_answered(site.worker / "outbox"))
-    return Memory(charged, answered, named["approved"], named["closed"], recovered)
+    return Memory(charged, answered, named["approved"], named["closed"], recoveries, head)
 
 
 def _answered(outbox: Path) -> Iterator[RoundKey]:
@@ -166,17 +172,43 @@ def _answered(outbox: Path) -> Iterator[RoundKey]:
             yield RoundKey(study, branch, stage, int(number))
 
 
-def _reaches(memory: Memory, rows: Sequence[Row], echo: Head, approved: set[str]) -> bool:
+def _lacks(rows: Sequence[Row], memory: Memory) -> bool:
+    """Say whether the journal, which is written after the ledger, names what the rows lack."""
+    accounts = read_accounts(rows)
+    return (
+        not memory.approved <= set(accounts)
+        or not memory.closed <= _closed(accounts)
+        or not set(memory.charged) <= _keys(rows)
+        or memory.recoveries > _recoveries(rows)
+    )
+
+
+def _reaches(memory: Memory, rows: Sequence[Row], echo: Head | None, approved: set[str]) -> bool:
     """Say whether ledger and journal together know as many rows as the coordinator saw."""
     accounts = read_accounts(rows)
-    recovered = memory.recovered or any(row.kind == "recovery" for row in rows)
     remembered = {key.study for key in (*memory.charged, *memory.answered)}
-    if recovered or not memory.approved | remembered <= set(accounts) & approved:
+    if memory.recoveries > _recoveries(rows) or not _only_replayed(rows):
         return False
-    closed = memory.closed | {name for name, account in accounts.items() if account.closed}
-    notes = sum(row.kind == "note" for row in rows)
-    keys = _keys(rows) | set(memory.charged)
+    if not memory.approved | remembered <= set(accounts) & approved:
+        return False
+    if echo is None:
+        return True
+    closed = memory.closed | _closed(accounts)
+    notes = sum(row.kind == "note" and "instead" not in row.body for row in rows)
+    keys = _keys(rows, ("charge",)) | set(memory.charged)
     return len(accounts) + len(closed) + len(keys) + notes >= echo.length
+
+
+def _only_replayed(rows: Sequence[Row]) -> bool:
+    """Say whether the only recovery, if any, was a replay before any echo, the last thing done.
+
+    The rows then still stand one for one for those that were lost.
+    """
+    if not _recoveries(rows):
+        return True
+    last = rows[-1]
+    replayed = last.kind == "recovery" and last.body["reason"] == REPLAYED
+    return _recoveries(rows) == 1 and replayed and last.body["head"] is None
 
 
 def _replayed(terms: dict[str, Terms], memory: Memory, rows: Sequence[Row]) -> list[Entry]:
@@ -185,46 +217,68 @@ def _replayed(terms: dict[str, Terms], memory: Memory, rows: Sequence[Row]) -> l
     A crash between charge and journal leaves a round out of the journal, so that rounds below the
     last known one are charged too, whether they took place or not.
     """
-    held = _keys(rows)
+    held, known = _keys(rows), {*memory.charged, *memory.answered}
+    gaps = set(_gaps(terms, held, known))
 
     def events(key: RoundKey) -> tuple[Event, ...]:
         own = terms[key.study]
         return own.per_audit if key.stage == "audit" else own.per_round[key.stage]
 
     entries: list[Entry] = []
-    for key in sorted(_up_to(held, {*memory.charged, *memory.answered}), key=_order):
+    for key in sorted((known | gaps) - held, key=_order):
         body: dict[str, Any] = {"study": key.study, "events": write_events(events(key))}
+        place = {"branch": key.branch, "stage": key.stage, "round": key.round}
         if key in memory.charged:
             request, reply = memory.charged[key]
-            body |= {"branch": key.branch, "stage": key.stage, "round": key.round}
-            entries.append(("charge", body | {"request_digest": request, "reply_digest": reply}))
+            digests = {"request_digest": request, "reply_digest": reply}
+            entries.append(("charge", body | place | digests))
         else:
             reason = f"round {key.round} of {key.stage} may have left: it is not in the journal"
-            entries.append(("note", body | {"reason": reason}))
-    still_open = {name for name, account in read_accounts(rows).items() if not account.closed}
-    return entries + [("close", {"study": name}) for name in sorted(memory.closed & still_open)]
+            entries.append(("note", body | {"reason": reason, "instead": place}))
+    closed = memory.closed - _closed(read_accounts(rows))
+    return entries + [("close", {"study": name}) for name in sorted(closed)]
 
 
-def _up_to(held: set[RoundKey], known: set[RoundKey]) -> set[RoundKey]:
-    """Return the known rounds that are not held, and all rounds between those and the held ones."""
-    last: dict[tuple[str, str, str], int] = {}
-    for key in held:
-        series = (key.study, key.branch, key.stage)
-        last[series] = max(last.get(series, 0), key.round)
-    missing = set(known - held)
-    for key in known - held:
-        series = (key.study, key.branch, key.stage)
-        missing |= {RoundKey(*series, n) for n in range(last.get(series, 0) + 1, key.round)}
-    return missing
+def _gaps(
+    terms: Mapping[str, Terms], held: set[RoundKey], known: set[RoundKey]
+) -> Iterator[RoundKey]:
+    """Yield the rounds and audits below the last known one that come after those held.
+
+    Rounds count on through the stages of a study; a branch other than "0" begins where it is
+    first known.
+    """
+    for series in {_series(key) for key in known - held}:
+        study, branch, audits = series
+        numbers = [key.round for key in known if _series(key) == series]
+        begin = 1 if branch == "0" else min(numbers)
+        begin = max([begin - 1, *(key.round for key in held if _series(key) == series)]) + 1
+        schedule = terms[study].schedule
+        end = max(numbers) if audits else min(max(numbers), schedule.rounds)
+        for n in range(begin, end + 1):
+            yield RoundKey(study, branch, "audit" if audits else schedule.stage_of(n).name, n)
 
 
-def _keys(rows: Sequence[Row]) -> set[RoundKey]:
+def _series(key: RoundKey) -> tuple[str, str, bool]:
+    """Return study, branch, and whether it is an audit: each series is numbered by itself."""
+    return key.study, key.branch, key.stage == "audit"
+
+
+def _keys(rows: Sequence[Row], kinds: tuple[str, ...] = ("charge", "note")) -> set[RoundKey]:
+    """Return the rounds that were charged, or that a note of a replay charged instead."""
     return {
-        RoundKey(row.body["study"], row.body["branch"], row.body["stage"], row.body["round"])
+        RoundKey(row.body["study"], place["branch"], place["stage"], place["round"])
         for row in rows
-        if row.kind == "charge"
+        if row.kind in kinds and "round" in (place := row.body.get("instead", row.body))
     }
 
 
-def _order(key: RoundKey) -> tuple[str, str, str, int]:
-    return key.study, key.branch, key.stage, key.round
+def _recoveries(rows: Sequence[Row]) -> int:
+    return sum(row.kind == "recovery" for row in rows)
+
+
+def _closed(accounts: Mapping[str, Account]) -> set[str]:
+    return {name for name, account in accounts.items() if account.closed}
+
+
+def _order(key: RoundKey) -> tuple[str, str, int, str]:
+    return key.study, key.branch, key.round, key.stage

@@ -200,10 +200,9 @@ class Worker:
         """Refuse where an old ledger was put back, before asking what that ledger knows."""
         from ..privacy.chain import Head
 
-        if echo is None:
-            return
+        head = None if echo is None else Head(echo.length, echo.digest)
         try:
-            self._site.ledger.check_echo(Head(echo.length, echo.digest))
+            self._site.ledger.check_echo(head)
         except VerificationError as fault:
             raise _Coded(RefusalCode.ROLLED_BACK, fault.message) from None
 

@@ -52,6 +52,43 @@ def test_a_refused_echo_is_kept_until_a_recovery_accounts_for_it(restored):
     older.check_echo(newer.head())
 
 
+def test_nothing_is_granted_while_a_refused_echo_waits(restored, key):
+    """Whatever a later request echoes: no approval, no round, no reply sent again, no closing."""
+    newer, older = restored
+    before = older.head()
+    with pytest.raises(VerificationError):
+        older.check_echo(newer.head())
+    for ask in (
+        lambda: older.check_echo(None),
+        lambda: older.check_echo(before),
+        lambda: older.reserve("brain", "b" * 64, ROUND, delta=DELTA),
+        lambda: older.begin(key(3), "request-3", ROUND),
+        lambda: older.begin(key(2), "request-2", ROUND),
+        lambda: older.commit(key(3), "request-3", "reply-3", ROUND),
+        lambda: older.commit(key(2), "request-2", "reply-2", ROUND),
+        lambda: older.close("knee"),
+    ):
+        with pytest.raises(VerificationError, match="does not continue") as fault:
+            ask()
+        assert "site ledger recover" in fault.value.hint
+    assert older.head() == before
+    older.recover(Recovery(before, copied=rows_after(older.rows(), newer.rows())))
+    older.check_echo(None)
+    assert older.begin(key(4), "request-4", ROUND) is None
+    older.reserve("brain", "b" * 64, ROUND, delta=DELTA)
+
+
+def test_a_ledger_that_accounts_for_the_refused_echo_goes_on(restored, key, tmp_path):
+    """A kill before the echo was forgotten, or the newer file put back by hand, stops nothing."""
+    newer, older = restored
+    with pytest.raises(VerificationError):
+        older.check_echo(newer.head())
+    kept = (tmp_path / "old.refused-echo.json").read_bytes()
+    (tmp_path / "ledger.refused-echo.json").write_bytes(kept)
+    assert newer.begin(key(4), "request-4", ROUND) is None
+    newer.check_echo(None)
+
+
 def test_the_worst_case_charges_all_that_was_reserved(restored):
     """No less than what the lost rows charged, and no round can follow."""
     newer, older = restored

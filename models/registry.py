@@ -13,12 +13,14 @@ from ..study.errors import PlanError
 from ..study.plan import StudyPlan
 from ..study.schedule import Schedule, Stage
 from ..study.tables import Table
+from .alpha_wgan_gp import AlphaWganGp, AlphaWganGpSpec
 from .base import Family
 from .diffusion import Diffusion, DiffusionSpec
 from .diffusion_25d import Diffusion25d, Diffusion25dSpec
 from .latent_diffusion import LatentDiffusion, LatentDiffusionSpec
 from .pixel_cnn import PixelCnn, PixelCnnSpec
 from .slice_vae import SliceVae, SliceVaeSpec
+from .stylegan2 import StyleGan2, StyleGan2Spec
 from .vae import Vae, VaeSpec
 from .vq_transformer import VqTransformer, VqTransformerSpec
 from .vqgan import Vqgan, VqganSpec
@@ -60,6 +62,10 @@ FAMILIES: dict[str, Entry] = {
     "wgan-gp": Entry(
         WganGp, WganGpSpec, "Wasserstein GAN with gradient penalty", "Gulrajani et al. 2017"
     ),
+    "alpha-wgan-gp": Entry(
+        AlphaWganGp, AlphaWganGpSpec, "alpha-GAN with gradient penalty", "Kwon et al. 2019"
+    ),
+    "stylegan2": Entry(StyleGan2, StyleGan2Spec, "style-based GAN in 3D", "Hong et al. 2021"),
     "diffusion": Entry(
         Diffusion, DiffusionSpec, "denoising diffusion or rectified flow", "Dorjsembe et al. 2022"
     ),

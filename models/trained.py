@@ -59,6 +59,8 @@ def add_adapters(family: Family) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     for parent in list(family.modules()):
+        if getattr(parent, "reads_weights", False):
+            continue  # its own arithmetic needs the plain kernel
         for name, child in list(parent.named_children()):
             if type(child) is nn.Conv3d and min(child.in_channels, child.out_channels) > RANK:
                 setattr(parent, name, Adapted(child, generator))

@@ -22,6 +22,23 @@ TINY: dict[str, dict[str, Any]] = {
         "critic_turns": 2,
         "generated": 2,
     },
+    "alpha-wgan-gp": {
+        "channels": [8, 8],
+        "critic_channels": [4, 8],
+        "code_critic_width": 8,
+        "groups": 4,
+        "code": 6,
+        "critic_turns": 1,
+    },
+    "stylegan2": {
+        "channels": [8, 8],
+        "critic_channels": [4, 8],
+        "code": 6,
+        "style": 6,
+        "mapping_layers": 2,
+        "critic_turns": 1,
+        "generated": 2,
+    },
     "vqvae": {"codes": CODES, "prior_channels": 8},
     "vqgan": {
         "codes": CODES,

@@ -14,7 +14,14 @@ from voxfed.privacy.gradients.performance import PerformanceSettings
 from voxfed.study.errors import PlanError
 
 PARTS = ("all", "normalisation-and-biases", "adapters")
-ALONE = {("wgan-gp", "critic"), ("slice-vae", "slices"), ("slice-vae", "stack")}
+ALONE = {
+    ("wgan-gp", "critic"),
+    ("alpha-wgan-gp", "critic"),
+    ("alpha-wgan-gp", "code critic"),
+    ("stylegan2", "critic"),
+    ("slice-vae", "slices"),
+    ("slice-vae", "stack"),
+}
 """Steps that go patient by patient: gradients of gradients, and slices that are a batch."""
 WITHOUT = {("slice-vae", "adapters"), ("diffusion-2.5d", "adapters")}
 """Families without a convolution of volumes, beside which an adapter could stand."""

@@ -75,7 +75,7 @@ def _draw_lifetime(axes: Axes, document: dict[str, Any]) -> None:
         spent.append(lifetime["spent"])
     axes.plot(range(len(spent)), spent, marker="o", markersize=3, color="black", label="lifetime")
     axes.axhline(lifetime["limit"], linestyle="--", linewidth=1, color="red", label="cap")
-    bound = "" if lifetime["bounded"] else ": NO BOUND, a study trained without privacy"
+    bound = "" if lifetime["bounded"] else "\nNO BOUND: a study trained without privacy"
     axes.set_title(f"spent in all, and the site's cap (dashed){bound}", fontsize=10)
     axes.set_ylabel(f"lifetime epsilon at delta {lifetime['delta']:g}")
     _finish(axes, "charges of all studies, in order")

@@ -17,6 +17,7 @@ from .alpha_wgan_gp import AlphaWganGp, AlphaWganGpSpec
 from .base import Family
 from .diffusion import Diffusion, DiffusionSpec
 from .diffusion_25d import Diffusion25d, Diffusion25dSpec
+from .ha_gan import HaGan, HaGanSpec
 from .latent_diffusion import LatentDiffusion, LatentDiffusionSpec
 from .pixel_cnn import PixelCnn, PixelCnnSpec
 from .slice_vae import SliceVae, SliceVaeSpec
@@ -65,6 +66,7 @@ FAMILIES: dict[str, Entry] = {
     "alpha-wgan-gp": Entry(
         AlphaWganGp, AlphaWganGpSpec, "alpha-GAN with gradient penalty", "Kwon et al. 2019"
     ),
+    "ha-gan": Entry(HaGan, HaGanSpec, "hierarchical amortised GAN", "Sun et al. 2022"),
     "stylegan2": Entry(StyleGan2, StyleGan2Spec, "style-based GAN in 3D", "Hong et al. 2021"),
     "diffusion": Entry(
         Diffusion, DiffusionSpec, "denoising diffusion or rectified flow", "Dorjsembe et al. 2022"

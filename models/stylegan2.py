@@ -18,6 +18,7 @@ from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .conditioning import Conditioning
 from .critic import Critic, critic_loss, generator_loss, slopes, trained
+from .generator import Smooth
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
@@ -139,6 +140,7 @@ class Synthesis(nn.Module):
         self.paint = nn.ModuleList(
             ModulatedConvolution(width, 8, 1, style, demodulate=False) for width in channels
         )
+        self.smooth = Smooth()
 
     def forward(self, styles: Tensor, generator: torch.Generator) -> Tensor:
         """Return volumes (B, 1, D, H, W) of styles (B, S)."""
@@ -148,7 +150,7 @@ class Synthesis(nn.Module):
             if volumes is not None:
                 grid = functional.interpolate(grid, scale_factor=2, mode="trilinear")
             grid = second(first(grid, styles, generator), styles, generator)
-            part = pixelshuffle(paint(grid, styles), 3, 2)
+            part = self.smooth(pixelshuffle(paint(grid, styles), 3, 2))
             if volumes is not None:
                 part = part + functional.interpolate(volumes, scale_factor=2, mode="trilinear")
             volumes = part

@@ -30,6 +30,13 @@ TINY: dict[str, dict[str, Any]] = {
         "code": 6,
         "critic_turns": 1,
     },
+    "ha-gan": {
+        "channels": [8, 8],
+        "critic_channels": [4],
+        "groups": 4,
+        "code": 6,
+        "slabs": 2,
+    },
     "stylegan2": {
         "channels": [8, 8],
         "critic_channels": [4, 8],

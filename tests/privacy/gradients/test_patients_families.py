@@ -18,6 +18,7 @@ ALONE = {
     ("wgan-gp", "critic"),
     ("alpha-wgan-gp", "critic"),
     ("alpha-wgan-gp", "code critic"),
+    ("ha-gan", "critics"),
     ("stylegan2", "critic"),
     ("slice-vae", "slices"),
     ("slice-vae", "stack"),

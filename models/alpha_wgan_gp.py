@@ -15,6 +15,7 @@ from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .critic import LEAKY, Critic, between, critic_loss, generator_loss, slopes, trained
 from .generator import VolumeGenerator
+from .groups import Groups, divides
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
@@ -45,20 +46,11 @@ class AlphaWganGpSpec(Table):
     code_critic_width: Width = Field(
         default=256, description="width of the code critic's two hidden layers, 1 or more"
     )
-    groups: Width = Field(
+    groups: Annotated[Groups, divides("critic_channels")] = Field(
         default=8,
         description="GroupNorm groups, a divisor of every entry of channels and critic_channels",
     )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        widths = *known.data.get("channels", ()), *known.data.get("critic_channels", ())
-        odd = [width for width in widths if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @field_validator("shape")
     @classmethod

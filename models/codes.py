@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from monai.networks.nets.autoencoderkl import Decoder, Encoder
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..study.tables import Table
 from .codebook import Codebook, Quantised
 from .cubes import fold, unfold
+from .groups import Groups
 from .mean_volume import MeanVolume
 from .vae import Width
 
@@ -42,18 +43,10 @@ class CodesSpec(Table):
     quantisation: float = Field(
         default=0.1, ge=0, le=1e3, description="weight of the codebook's loss, e.g. 0.1"
     )
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
     reconstruction: Literal["l1", "l2"] = Field(default="l1", description='"l1" or "l2"')
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @property
     def reduction(self) -> int:

@@ -15,6 +15,7 @@ from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .conditioning import Conditioning
 from .cubes import fold, unfold
+from .groups import Groups
 from .guide import ImageGuide, Latents, NumbersGuide
 from .mean_volume import MEAN_GAIN, MeanVolume
 from .vae import FIRST_LOG_VARIANCE, Gaussian, Width
@@ -45,21 +46,13 @@ class ConditionalVaeSpec(Table):
         default=32, description="length of the code that carries the overall anatomy, 1 or more"
     )
     latent_channels: Width = Field(default=8, description="channels of the latent grid, 1 or more")
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
     kl_weight: float = Field(
         default=0.2, gt=0, le=1e3, description="weight of the KL in nats per voxel, e.g. 0.2"
     )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @field_validator("shape")
     @classmethod

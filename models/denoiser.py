@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..study.tables import Table
+from .groups import Groups
 from .linear_path import LinearPath, TimedFilters
 from .schedule import Prediction, Sampler, levels, split, target, walk
 
@@ -32,9 +33,8 @@ class DenoiserSpec(Table):
     blocks: Annotated[int, Field(ge=1, le=8)] = Field(
         default=1, description="residual blocks at each level, 1 to 8"
     )
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8,
-        validate_default=True,
         description="GroupNorm groups and channels of an attention head, a divisor of every entry "
         "of channels",
     )
@@ -55,14 +55,6 @@ class DenoiserSpec(Table):
     guidance: float = Field(
         default=1.0, ge=0, le=100, description="weight of the condition in samples; 1 adds nothing"
     )
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @field_validator("sampler")
     @classmethod

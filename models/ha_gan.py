@@ -16,6 +16,7 @@ from ..study.errors import PlanError
 from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .critic import LEAKY, Critic, critic_loss, generator_loss, trained
+from .groups import Groups
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
@@ -43,18 +44,10 @@ class HaGanSpec(Table):
         min_length=1,
         description="each critic's channels; every level halves what it sees",
     )
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @field_validator("shape")
     @classmethod

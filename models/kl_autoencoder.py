@@ -6,12 +6,13 @@ from typing import Annotated, cast
 
 import torch
 from monai.networks.nets.autoencoderkl import AutoencoderKL
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..study.tables import Table
 from .base import Batch
 from .cubes import fold, unfold
+from .groups import Groups
 from .mean_volume import MeanVolume
 from .vae import Gaussian, Width
 
@@ -31,9 +32,8 @@ class KlAutoencoderSpec(Table):
         description="side of the cubes folded into channels before the first level, 1 to 8",
     )
     latent_channels: Width = Field(default=8, description="channels of the latent grid, 1 or more")
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8,
-        validate_default=True,
         description="GroupNorm groups, a divisor of every entry of channels",
     )
     kl_weight: float = Field(
@@ -42,14 +42,6 @@ class KlAutoencoderSpec(Table):
         le=1e3,
         description="weight of the KL in nats per voxel, small, e.g. 0.02",
     )
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @property
     def reduction(self) -> int:

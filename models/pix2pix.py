@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from ..study.errors import PlanError
@@ -13,6 +13,7 @@ from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .conditioning import Conditioning
 from .critic import critic_loss, generator_loss, patch_critic, trained
+from .groups import Groups, divides
 from .translator import Translator
 
 Width = Annotated[int, Field(ge=1, le=1024)]
@@ -41,19 +42,10 @@ class Pix2PixSpec(Table):
     critic_layers: Annotated[int, Field(ge=1, le=6)] = Field(
         default=2, description="levels of the patch critic after its first, 1 to 6"
     )
-    groups: Width = Field(
+    groups: Annotated[Groups, divides("critic_channels")] = Field(
         default=8, description="GroupNorm groups, a divisor of channels and critic_channels"
     )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        widths = *known.data.get("channels", ()), known.data.get("critic_channels", groups)
-        odd = [width for width in widths if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @property
     def conditioning(self) -> Conditioning:

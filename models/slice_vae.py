@@ -14,6 +14,7 @@ from ..study.errors import PlanError
 from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .critic import trained
+from .groups import Groups
 from .mean_volume import DARK
 from .vae import FIRST_LOG_VARIANCE, Gaussian, Width
 
@@ -34,21 +35,13 @@ class SliceVaeSpec(Table):
         description="channels at each level; every level halves the slice",
     )
     code: Width = Field(default=32, description="numbers in a slice's code, 1 or more")
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
     kl_weight: float = Field(
         default=0.2, gt=0, le=1e3, description="weight of the KL in nats per voxel, e.g. 0.2"
     )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @field_validator("shape")
     @classmethod

@@ -14,6 +14,7 @@ from torch.nn import functional
 from ..study.errors import PlanError
 from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
+from .groups import Groups
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
@@ -37,7 +38,7 @@ class VaeSpec(Table):
         default=32, description="length of the code that carries the overall anatomy, 1 or more"
     )
     latent_channels: Width = Field(default=8, description="channels of the latent grid, 1 or more")
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
     kl_weight: float = Field(
@@ -45,14 +46,6 @@ class VaeSpec(Table):
     )
     reconstruction: Literal["l1", "l2"] = Field(default="l1", description='"l1" or "l2"')
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @field_validator("shape")
     @classmethod

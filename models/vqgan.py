@@ -13,6 +13,7 @@ from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .causal_codes import CausalCodes
 from .codes import Codes, CodesSpec
 from .critic import critic_loss, generator_loss, patch_critic, trained
+from .groups import Groups
 from .vae import Width
 
 
@@ -21,17 +22,10 @@ class CriticSpec(Table):
 
     channels: Width = Field(default=16, description="channels of the first layer, 1 or more")
     layers: int = Field(default=2, ge=1, le=5, description="layers that halve the volume, 1 to 5")
-    groups: Width = Field(default=8, description="GroupNorm groups, a divisor of channels")
+    groups: Groups = Field(default=8, description="GroupNorm groups, a divisor of channels")
     weight: float = Field(
         default=0.02, ge=0, le=1e3, description="weight of its verdict on the codes, e.g. 0.02"
     )
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        if known.data.get("channels", groups) % groups:
-            raise ValueError(f"does not divide channels {known.data['channels']}")
-        return groups
 
 
 class CodesCritic(nn.Module):

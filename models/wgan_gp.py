@@ -14,6 +14,7 @@ from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .conditioning import Conditioning
 from .critic import Critic, between, critic_loss, generator_loss, slopes, trained
 from .generator import VolumeGenerator
+from .groups import Groups
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
@@ -46,7 +47,7 @@ class WganGpSpec(Table):
         min_length=1,
         description="the critic's channels at each level; every level halves the volume",
     )
-    groups: Width = Field(
+    groups: Groups = Field(
         default=8, description="GroupNorm groups, a divisor of every entry of channels"
     )
     condition: Literal["none", "class", "attributes"] = Field(
@@ -59,14 +60,6 @@ class WganGpSpec(Table):
         default=1, description='numbers, where condition is "attributes", 1 or more'
     )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
-
-    @field_validator("groups")
-    @classmethod
-    def _divides_channels(cls, groups: int, known: ValidationInfo) -> int:
-        odd = [width for width in known.data.get("channels", ()) if width % groups]
-        if odd:
-            raise ValueError(f"does not divide channels {odd}")
-        return groups
 
     @field_validator("shape")
     @classmethod

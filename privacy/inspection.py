@@ -95,14 +95,18 @@ def _refuse_ties(family: Family) -> None:
         for name, p in family.named_parameters(remove_duplicate=False)
         if p.numel() and p.device.type != "meta"
     )
-    for (_, end, name, learns), (start, _, other, other_learns) in pairwise(places):
-        if start < end and (learns or other_learns):
-            raise Refusal(
-                f"the parameters {name} and {other} are tied",
-                got="the same numbers under several names",
-                expected="one name, so that a patient's gradient is clipped as a whole",
-                hint="give each layer a tensor of its own, or call one layer twice",
-            )
+    ties = sorted(
+        (name, other)
+        for (_, end, name, learns), (start, _, other, other_learns) in pairwise(places)
+        if start < end and (learns or other_learns)
+    )
+    for name, other in ties[:1]:
+        raise Refusal(
+            f"the parameters {name} and {other} are tied",
+            got="the same numbers under several names",
+            expected="one name, so that a patient's gradient is clipped as a whole",
+            hint="give each layer a tensor of its own, or call one layer twice",
+        )
 
 
 def _span(tensor: Tensor) -> int:

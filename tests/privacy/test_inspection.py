@@ -254,7 +254,8 @@ def test_tied_parameters_are_refused(how: str) -> None:
         family.other = nn.Conv3d(4, 4, 1)
         weight = family.layer.weight
         family.other.weight = weight if how == "one tensor" else nn.Parameter(weight.data)
-    with pytest.raises(Refusal, match=r"layer\.weight and other\.weight are tied"):
+    first = "bias" if how == "one layer" else "weight"
+    with pytest.raises(Refusal, match=rf"layer\.{first} and other\.{first} are tied"):
         inspect_family(family, SHAPE)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from ..client.cache import VolumeCache
 from ..client.cohort import digest, read_cohort
-from ..client.phantoms import PUBLIC, write_cohort
 from ..models.fitting import fit
+from ..models.phantoms import PUBLIC, write_cohort
 from ..models.registry import build
 from ..models.state import tensors_of, to_bytes
 from ..study.plan import StudyPlan

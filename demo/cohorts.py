@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..client.cohort import Image, modality_of, read_cohort
-from ..client.phantoms import HOSPITALS, write_cohort
+from ..models.phantoms import HOSPITALS, write_cohort
 from ..study.errors import UsageError
 
 NAMES = ("hospital-a", "hospital-b", "hospital-c")

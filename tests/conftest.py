@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from voxfed.client.phantoms import HOSPITALS, write_cohort
+from voxfed.models.phantoms import HOSPITALS, write_cohort
 
 sys.path.insert(0, str(Path(__file__).parent))  # for families.py
 BESIDE = Path(__file__).parents[2] / "shared" / "data"

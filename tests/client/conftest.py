@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from voxfed.client import approval, manifest
 from voxfed.client.approval import Approval, approve, receive
-from voxfed.client.phantoms import HOSPITALS, write_cohort
 from voxfed.client.site import Limits, Site, SiteSettings, create
+from voxfed.models.phantoms import HOSPITALS, write_cohort
 from voxfed.models.registry import build
 from voxfed.models.state import tensors_of, to_bytes
 from voxfed.study import messages

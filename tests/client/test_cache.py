@@ -7,8 +7,8 @@ import pytest
 from voxfed.client import cache as module
 from voxfed.client.cache import VolumeCache
 from voxfed.client.cohort import digest
-from voxfed.client.phantoms import HOSPITALS, write_cohort
 from voxfed.client.volumes import preprocess
+from voxfed.models.phantoms import HOSPITALS, write_cohort
 from voxfed.study.errors import CohortChanged, ProcessError, VolumeError
 from voxfed.study.plan import VolumeSettings
 

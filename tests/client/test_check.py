@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from voxfed.client.check import as_json, check_cohort, unreadable_by
 from voxfed.client.finding import Finding, Verdict
-from voxfed.client.phantoms import HOSPITALS, write_cohort
+from voxfed.models.phantoms import HOSPITALS, write_cohort
 from voxfed.study.errors import VolumeError
 
 GENERATOR = np.random.default_rng(0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from voxfed.client.cohort import read_cohort
-from voxfed.client.phantoms import PUBLIC, write_cohort
 from voxfed.demo.cohorts import NAMES, make_cohorts
+from voxfed.models.phantoms import PUBLIC, write_cohort
 from voxfed.study.errors import UsageError
 
 

@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import tomli_w
 from machine import answers, free_port, processes_naming, wait_for
-from voxfed.client.phantoms import HOSPITALS, write_cohort
 from voxfed.client.site import Site
 from voxfed.client.socket import exchange
+from voxfed.models.phantoms import HOSPITALS, write_cohort
 from voxfed.server.coordinator import Coordinator
 from voxfed.study import messages
 from voxfed.study.plan import StudyPlan

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 import pytest
 from container import DEPLOY, Compose, Container, read_compose, wait
 from image import ROOT, context, do
-from voxfed.client.phantoms import HOSPITALS, write_cohort
+from voxfed.models.phantoms import HOSPITALS, write_cohort
 
 OWNER = 10007
 ADDRESS = "10.77.0.1"

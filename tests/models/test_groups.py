@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from voxfed.models.registry import FAMILIES
 from voxfed.study.errors import PlanError
 
@@ -22,7 +21,7 @@ def test_default_groups_must_divide_chosen_channels(name: str) -> None:
     spec = FAMILIES[name].spec
     default = spec.checked(SHAPE, file="x", error=PlanError)
     odd = [width + 1 for width in default.channels]
-    with pytest.raises(PlanError, match="groups: .*does not divide channels"):
+    with pytest.raises(PlanError, match=r"groups: .*does not divide channels"):
         spec.checked({**SHAPE, "channels": odd}, file="x", error=PlanError)
 
 

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from voxfed.client.cohort import read_cohort
-from voxfed.client.phantoms import FIELD, HOSPITALS, PUBLIC, Scanner, make_phantom, write_cohort
 from voxfed.client.volumes import preprocess
+from voxfed.models.phantoms import FIELD, HOSPITALS, PUBLIC, Scanner, make_phantom, write_cohort
 from voxfed.study.plan import VolumeSettings
 
 SETTINGS = VolumeSettings(shape=(24, 24, 24), spacing=(6.0, 6.0, 6.0))

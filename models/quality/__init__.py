@@ -1,0 +1,1 @@
+"""Fidelity, diversity and utility of synthetic volumes, and the feature extractors they need."""

@@ -13,6 +13,7 @@ from .client.commands import site_app
 from .privacy.commands import audit, officer, release
 from .server import release_commands  # noqa: F401, adds to the audit and release groups
 from .server.commands import server_app
+from .server.evaluation_commands import evaluate
 from .server.study_commands import study_app
 from .study.errors import ProcessError, VoxfedError
 from .study.terminal import console, errors, progress, show_error, show_json, show_table
@@ -29,6 +30,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(officer, name="officer")
 app.add_typer(audit, name="audit")
 app.add_typer(release, name="release")
+app.command()(evaluate)
 
 
 @app.command()
@@ -36,13 +38,19 @@ def sample(
     bundle: Annotated[Path, typer.Argument(help="A release bundle.")],
     folder: Annotated[Path, typer.Option("--output", "-o", help="Where the volumes go.")],
     n: Annotated[int, typer.Option("-n", help="How many volumes.")] = 8,
+    condition: Annotated[
+        str,
+        typer.Option(help="A class, numbers (62,1.4), or NIfTI masks or sources to start from."),
+    ] = "",
     seed: Annotated[int | None, typer.Option(help="Makes the volumes repeatable.")] = None,
 ) -> None:
     """Draw synthetic volumes from a bundle: NIfTI marked as synthetic, and a contact sheet."""
+    from .client.conditions import asked
     from .privacy.samples import draw_samples
 
+    told = (lambda plan: asked(plan, condition)) if condition else None
     with progress("drawing") as shown:
-        files = draw_samples(bundle, n, folder, seed=seed, progress=shown)
+        files = draw_samples(bundle, n, folder, told=told, seed=seed, progress=shown)
     console.print(f"{len(files)} synthetic volumes and contact_sheet.png in {folder}")
 
 
@@ -53,12 +61,23 @@ def models(
     """List the families, their tasks, and whether they can be trained with privacy."""
     from .models.registry import describe
 
-    rows = [vars(row) for row in describe()]
+    rows = describe()
     if as_json:
-        show_json({"families": rows})
+        show_json({"families": [vars(row) for row in rows]})
         return
-    titles = list(rows[0])
-    show_table("families", titles, [[_cell(row[title]) for title in titles] for row in rows])
+    columns = "family", "tasks", "stages", "size", "DP", "source"
+    cells = [
+        (
+            f"{row.name} ({row.title})",
+            ", ".join(row.tasks),
+            ", ".join(row.stages),
+            f"{row.parameters / 1e6:.1f} M",
+            row.privacy,
+            row.source,
+        )
+        for row in rows
+    ]
+    show_table("families", columns, cells)
 
 
 @app.command("demo")
@@ -78,10 +97,6 @@ def demonstrate(
 def version() -> None:
     """Print the version."""
     print(__version__)
-
-
-def _cell(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def main() -> None:

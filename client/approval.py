@@ -178,8 +178,8 @@ def approve(site: Site, study: str, progress: Progress | None = None) -> Approva
     """Freeze the cohort, reserve the study's whole budget, and write the approval down.
 
     Raises:
-        Refusal: limits, budget, a file that may not be used, or a cohort too small; nothing is
-            written then.
+        Refusal: limits, budget, a file that may not be used, a patient without the class or
+            attributes of the plan, or a cohort too small; nothing is written then.
     """
     approval = find(site, study)
     with deciding(approval):
@@ -201,7 +201,7 @@ def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | Non
     if frozen.exists():
         patients = len(approval.manifest.patients)
     else:
-        cohort = read_cohort(site.cohort, plan.volumes.modality)
+        cohort = read_cohort(site.cohort, plan.volumes.modality, plan.condition)
         patients = len(cohort.patients)
     if site.settings.device == "cuda":
         choose_device("cuda")
@@ -209,7 +209,13 @@ def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | Non
     check_limits(site, plan, terms)
     if not frozen.exists():
         _check_files(site, plan)
-        manifest = freeze(cohort, plan.volumes.modality, plan.audit_fraction, progress)
+        manifest = freeze(
+            cohort,
+            plan.volumes.modality,
+            plan.audit_fraction,
+            progress,
+            condition=plan.condition,
+        )
         write(frozen, manifest.model_dump_json().encode(), mode=0o600)
     try:
         site.ledger.reserve(plan.name, plan.digest, terms.whole, delta=plan.privacy.delta)
@@ -244,7 +250,7 @@ def reject(site: Site, study: str, reason: str) -> None:
 
 
 def _check_files(site: Site, plan: StudyPlan) -> None:
-    findings = check_cohort(site.cohort, plan.volumes.modality)
+    findings = check_cohort(site.cohort, plan.volumes.modality, condition=plan.condition)
     failed = [finding for finding in findings if finding.verdict is Verdict.FAIL]
     if failed:
         raise Refusal(

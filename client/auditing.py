@@ -1,15 +1,11 @@
-"""Audits at the site: whose weights, with whose permission, and what leaves."""
+"""Audits at the site: whose weights, and what leaves."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..study.errors import Refusal, VerificationError
-from ..study.files import write
-from ..study.identity import canonical
-from ..study.messages import Audited, AuditRequest, hash_of
+from ..study.errors import VerificationError
+from ..study.messages import Audited, AuditRequest, EvaluationRequest, hash_of
 from ..study.record import RoundRecord
 from .approval import Approval
 from .site import Site
@@ -18,23 +14,8 @@ if TYPE_CHECKING:
     from .warm import Warm
 
 
-@dataclass(frozen=True)
-class AuditOffer:
-    """One audit that the coordinator asked for, by the weights' digest.
-
-    Attributes:
-        weights_digest: SHA-256 of the weights.
-        round: the round that they came out of.
-        number: counts the allowed audits of the study from 1; 0 while it is not allowed.
-    """
-
-    weights_digest: str
-    round: int
-    number: int
-
-
 def check_lineage(
-    site: Site, approval: Approval, request: AuditRequest, weights: bytes
+    site: Site, approval: Approval, request: AuditRequest | EvaluationRequest, weights: bytes
 ) -> RoundRecord:
     """Return the signed record of the round that the weights came out of.
 
@@ -77,52 +58,6 @@ def check_lineage(
     return record
 
 
-def offers(approval: Approval) -> list[AuditOffer]:
-    """Return the audits that were asked for, those of later rounds last."""
-    found = []
-    for path in (approval.folder / "audits").glob("*.json"):
-        facts = json.loads(path.read_bytes())
-        found.append(AuditOffer(path.stem, facts["round"], facts["number"]))
-    return sorted(found, key=lambda offer: (offer.round, offer.weights_digest))
-
-
-def approved_number(approval: Approval, record: RoundRecord) -> int:
-    """Return the audit's number if the operator allowed it; note it as pending otherwise.
-
-    Returns:
-        0 while the operator has not decided, and -1 where the study's audits are spent.
-    """
-    known = {offer.weights_digest: offer for offer in offers(approval)}
-    if record.weights_digest in known and known[record.weights_digest].number:
-        return known[record.weights_digest].number
-    if sum(offer.number > 0 for offer in known.values()) >= approval.plan.privacy.audits:
-        return -1
-    _keep(approval, AuditOffer(record.weights_digest, record.round, 0))
-    return 0
-
-
-def approve_audit(site: Site, approval: Approval) -> AuditOffer:
-    """Allow the pending audit of the latest round, and return it.
-
-    Raises:
-        Refusal: no audit is pending, or the study's audits are spent.
-    """
-    known = offers(approval)
-    pending = [offer for offer in known if not offer.number]
-    number = sum(offer.number > 0 for offer in known) + 1
-    limit = approval.plan.privacy.audits
-    if not pending:
-        raise Refusal("no audit of this study waits for a decision")
-    if number > limit:
-        raise Refusal("the study's audits are spent", got=f"audit {number}", expected=f"{limit}")
-    allowed = AuditOffer(pending[-1].weights_digest, pending[-1].round, number)
-    _keep(approval, allowed)
-    site.journal.append(
-        "audit allowed", study=approval.folder.name, weights=allowed.weights_digest, number=number
-    )
-    return allowed
-
-
 def audit(
     site: Site,
     warm: Warm,
@@ -144,20 +79,20 @@ def audit(
 
     privacy = warm.approval.plan.privacy
     manifest = warm.approval.manifest
-    family, device = warm.trainer.family, warm.trainer.device
+    family = warm.trainer.family
     family.eval()
     name, score = score_of(family)
-    groups = [warm.scans.table(names) for names in (manifest.audited_members, manifest.held_out)]
+    groups = manifest.audited_members, manifest.held_out
     exact = privacy.audit_counts == "exact"
     edges = EDGES if exact else EDGES[::16]
     counts: list[list[float]] = [
-        list(histogram(patient_scores(score, group, str(device)).values(), edges))
+        list(histogram(patient_scores(score, group, warm.scans.batches).values(), edges))
         for group in groups
     ]
     copies: dict[str, float] = {}
     if exact:
-        samples = _samples(family, request.samples, weights)
-        copies = find_copies(samples, *groups)
+        samples = _samples(warm, request.samples, weights)
+        copies = find_copies(samples, *(warm.scans.table(group) for group in groups))
     else:
         joined = private_counts([*counts[0], *counts[1]], privacy.audit_noise)
         counts = [joined[: len(edges) - 1], joined[len(edges) - 1 :]]
@@ -177,16 +112,26 @@ def audit(
     )
 
 
-def _samples(family: Any, n: int, weights: bytes) -> Any:
-    """Return n synthetic volumes (n, 1, D, H, W), drawn from a seed that the weights fix."""
+def _samples(warm: Warm, n: int, weights: bytes) -> Any:
+    """Return n synthetic volumes (n, 1, D, H, W), drawn from a seed that the weights fix.
+
+    What the family is told is drawn from the prior; where that is an image, the held-out patients'
+    are taken in turn, and what is made of them stays here.
+    """
     import torch
 
-    generator = torch.Generator().manual_seed(int(hash_of(weights)[:15], 16))
-    with torch.no_grad():
-        parts = [family.sample(1, generator=generator).cpu() for _ in range(n)]
+    from ..models.registry import conditioning
+
+    family, device = warm.trainer.family, warm.trainer.device
+    takes = conditioning(warm.approval.plan)
+    generator = torch.Generator(device).manual_seed(int(hash_of(weights)[:15], 16))
+    held_out = [b for name in warm.approval.manifest.held_out for b in warm.scans.batches(name)]
+    parts = []
+    for number in range(n if held_out or not takes.planes else 0):
+        told = (
+            held_out[number % len(held_out)].condition
+            if takes.planes
+            else takes.prior(1, generator)
+        )
+        parts.append(family.sample(1, condition=told, generator=generator).cpu())
     return torch.cat(parts).numpy() if parts else torch.zeros((0, 1, 1, 1, 1)).numpy()
-
-
-def _keep(approval: Approval, offer: AuditOffer) -> None:
-    path = approval.folder / "audits" / f"{offer.weights_digest}.json"
-    write(path, canonical({"round": offer.round, "number": offer.number}), mode=0o600)

@@ -1,6 +1,7 @@
 """Preprocessed volumes on disk, so that a scan is read once a study.
 
-    CACHE/<digest of the file>/<digest of the settings>.npy
+    CACHE/<digest of the image>/<digest of the settings>.npy
+    CACHE/<digest of the image>/<digest of the settings and of the mask or source>.npy
 
 Each entry ends in the SHA-256 of what precedes it; one that does not match is built again.
 """
@@ -11,14 +12,18 @@ import hashlib
 import io
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..study.condition import ConditionSettings
 from ..study.errors import CohortChanged, ProcessError
 from ..study.files import write
 from ..study.plan import VolumeSettings
+from .alignment import Labels, Voxels, align
 from .cohort import digest
 from .volumes import preprocess
 
@@ -38,8 +43,6 @@ class VolumeCache:
     def __init__(self, folder: Path, settings: VolumeSettings) -> None:
         self.folder = folder
         self.settings = settings
-        text = f"{VERSION} {settings.model_dump_json()}"
-        self.name = f"{hashlib.sha256(text.encode()).hexdigest()}.npy"
 
     def get(self, path: Path, file_digest: str) -> npt.NDArray[np.float32]:
         """Returns (1, D, H, W) in [-1, 1], preprocessed now or before.
@@ -53,26 +56,39 @@ class VolumeCache:
             VolumeError: the scan cannot be used.
             ProcessError: the cache cannot be written.
         """
-        entry = self._entry(file_digest)
-        volume = self._read(entry)
-        if volume is None:
-            if digest(path) != file_digest:
-                raise CohortChanged(
-                    "a scan differs from the one that was approved",
-                    got=path.name,
-                    hint="restore the file, or approve the study again with the new one",
-                )
-            volume = preprocess(path, self.settings)
-            self._write(entry, volume)
-        return volume
+        return self._kept(
+            self._entry(file_digest, self.settings.model_dump_json()),
+            {path: file_digest},
+            lambda: preprocess(path, self.settings),
+        )
+
+    def beside(
+        self, image: tuple[Path, str], other: tuple[Path, str], condition: ConditionSettings
+    ) -> Labels | Voxels:
+        """Returns the mask or source of an image as `align` does, aligned now or before.
+
+        Args:
+            image: the scan and the SHA-256 that the cohort manifest froze for it.
+            other: the mask or source and its SHA-256.
+            condition: which of the two it is, and how it is read.
+
+        Raises:
+            CohortChanged, VolumeError, ProcessError: as `get`, of either file.
+        """
+        text = f"{self.settings.model_dump_json()} {condition.model_dump_json()} {other[1]}"
+        return self._kept(
+            self._entry(image[1], text),
+            dict((image, other)),
+            lambda: align(image[0], other[0], self.settings, condition),
+        )
 
     def forget(self, file_digest: str) -> None:
-        """Removes what was made of a file, under this plan's settings and every other's.
+        """Removes what was made of an image, and put beside it, under every plan's settings.
 
         Raises:
             ProcessError: something of it could not be removed.
         """
-        parent = self._entry(file_digest).parent
+        parent = self._entries(file_digest)
         try:
             shutil.rmtree(parent)
         except FileNotFoundError:
@@ -81,12 +97,34 @@ class VolumeCache:
             hint = "remove the folder by hand: it holds a volume that must go"
             raise ProcessError(f"{parent} cannot be removed: {fault.strerror}", hint=hint) from None
 
-    def _entry(self, file_digest: str) -> Path:
+    def _kept(
+        self, entry: Path, files: dict[Path, str], make: Callable[[], npt.NDArray[Any]]
+    ) -> npt.NDArray[Any]:
+        """Returns a sound entry, or makes one of the files that were approved."""
+        known = self._read(entry)
+        if known is not None:
+            return known
+        for path, approved in files.items():
+            if digest(path) != approved:
+                raise CohortChanged(
+                    "a scan differs from the one that was approved",
+                    got=path.name,
+                    hint="restore the file, or approve the study again with the new one",
+                )
+        made = make()
+        self._write(entry, made)
+        return made
+
+    def _entry(self, file_digest: str, settings: str) -> Path:
+        name = hashlib.sha256(f"{VERSION} {settings}".encode()).hexdigest()
+        return self._entries(file_digest) / f"{name}.npy"
+
+    def _entries(self, file_digest: str) -> Path:
         if re.fullmatch("[0-9a-f]{64}", file_digest) is None:
             raise CohortChanged("a digest in the cohort manifest is not SHA-256", got=file_digest)
-        return self.folder / file_digest / self.name
+        return self.folder / file_digest
 
-    def _read(self, entry: Path) -> npt.NDArray[np.float32] | None:
+    def _read(self, entry: Path) -> npt.NDArray[Any] | None:
         try:
             content = entry.read_bytes()
         except OSError:  # not there, or not readable: writing it will say why
@@ -94,10 +132,10 @@ class VolumeCache:
         body, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
         if hashlib.sha256(body).digest() != checksum:
             return None
-        volume = np.load(io.BytesIO(body), allow_pickle=False)
-        return np.asarray(volume, dtype=np.float32)
+        volume: npt.NDArray[Any] = np.load(io.BytesIO(body), allow_pickle=False)
+        return volume
 
-    def _write(self, entry: Path, volume: npt.NDArray[np.float32]) -> None:
+    def _write(self, entry: Path, volume: npt.NDArray[Any]) -> None:
         stream = io.BytesIO()
         np.save(stream, volume, allow_pickle=False)
         body = stream.getvalue()

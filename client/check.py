@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from ..study.condition import ConditionSettings
 from ..study.errors import VolumeError
+from .alignment import check_labels, check_pair
 from .cohort import survey
 from .finding import Finding, Verdict, shown
-from .nifti import Volume, read_volume
+from .nifti import Volume, read_grid, read_volume
 
 __all__ = ["Finding", "Verdict", "as_json", "check_cohort", "unreadable_by"]
 
@@ -21,36 +23,52 @@ Progress = Callable[[int, int], None]
 
 
 def check_cohort(
-    folder: Path, modality: str = "", *, progress: Progress | None = None
+    folder: Path,
+    modality: str = "",
+    *,
+    condition: ConditionSettings | None = None,
+    progress: Progress | None = None,
 ) -> list[Finding]:
     """Reads every file of a cohort and returns one finding for each, sorted by path.
 
     Args:
         folder: the cohort.
         modality: which images are wanted; "" is every one.
+        condition: what a study reads beside them, judged too.
         progress: called with the files read so far and their number.
 
     Raises:
         VolumeError: there is no such folder.
     """
-    cohort = survey(folder, modality)
+    cohort = survey(folder, modality, condition)
     owners: dict[Path, set[str]] = defaultdict(set)
     uses: dict[Path, int] = defaultdict(int)
+    scans: set[Path] = set()
+    pairs: list[tuple[Path, Path]] = []
     for patient, images in cohort.patients.items():
         for image in images:
             uses[image.path] += 1
+            scans.update(path for path in (image.path, image.source) if path is not None)
+            other = image.beside(condition)
+            pairs += [(image.path, other)] if other is not None else []
             for path in image.files:
                 owners[path].add(patient)
     findings = list(cohort.findings)
-    # only an image's copy is a fault: masks of two patients may well be equal
+    masks = {other for _, other in pairs} - scans
+    structures = condition.structures if condition is not None else 0
+    # only a scan's copy is a fault: masks of two patients may well be equal
     twins: dict[str, list[Path]] = defaultdict(list)
     judged: dict[Path, Finding] = {}
     for done, path in enumerate(sorted(owners), start=1):
-        judged[path], digest = _judge(path, shown(path, cohort.folder))
-        if digest and uses[path]:
+        name, least = shown(path, cohort.folder), structures if path in masks else 0
+        judged[path], digest = _judge(path, name, scan=path in scans, structures=least)
+        if digest and path in scans:
             twins[digest].append(path)
         if progress is not None:
             progress(done, len(owners))
+    for image_path, other in pairs:
+        if Verdict.FAIL not in (judged[image_path].verdict, judged[other].verdict):
+            judged[other] = _placed(judged[other], image_path, other)
     for paths in twins.values():
         patients = set[str]().union(*(owners[path] for path in paths))
         if len(patients) > 1 or sum(uses[path] for path in paths) > 1:
@@ -113,10 +131,12 @@ def _allows(path: Path, uid: int, gid: int, wanted: int) -> bool:
     return (status.st_mode >> shift) & wanted == wanted
 
 
-def _judge(path: Path, name: str) -> tuple[Finding, str]:
+def _judge(path: Path, name: str, *, scan: bool, structures: int) -> tuple[Finding, str]:
     """Returns the finding on one file, and the digest of its voxels if they could be read."""
     try:
-        volume = read_volume(path)
+        volume = read_volume(path, constant=not scan)
+        if structures:
+            check_labels(volume.voxels, structures)
     except VolumeError as error:
         return Finding(name, Verdict.FAIL, error.message, error.hint), ""
     doubts = _doubts(volume)
@@ -127,16 +147,26 @@ def _judge(path: Path, name: str) -> tuple[Finding, str]:
     return Finding(name, Verdict.WARN, reason, remedy), volume.digest
 
 
+def _placed(finding: Finding, image: Path, other: Path) -> Finding:
+    """Returns the finding on a mask or source, or that it does not lie where its image does."""
+    try:
+        check_pair(read_grid(image), read_grid(other))
+    except VolumeError as error:
+        return Finding(finding.path, Verdict.FAIL, error.message, error.hint)
+    return finding
+
+
 def _doubts(volume: Volume) -> list[tuple[str, str]]:
     """Returns reason and remedy of what is odd but usable."""
     doubts = []
-    if max(volume.spacing) > MAX_ANISOTROPY * min(volume.spacing):
-        sides = " x ".join(f"{side:.3g}" for side in volume.spacing)
+    spacing = volume.grid.spacing
+    if max(spacing) > MAX_ANISOTROPY * min(spacing):
+        sides = " x ".join(f"{side:.3g}" for side in spacing)
         doubts.append((f"the voxels are long ({sides} mm)", "prefer a series with thinner slices"))
     if min(volume.voxels.shape) < MIN_SIDE:
         sides = " x ".join(map(str, volume.voxels.shape))
         doubts.append((f"the volume is small ({sides} voxels)", "make sure it is not a localiser"))
-    if not volume.oriented:
+    if not volume.grid.oriented:
         doubts.append(
             ("the header states no orientation", "compare left and right with the source image")
         )

@@ -5,7 +5,9 @@
     DIR/manifest.csv                        patient, path, and optional label, mask, source
 
 An image belongs to a modality when the last underscore-separated token of its name is the
-modality's, as in BIDS: `sub-01_T1w.nii.gz` is "T1w", `okbp-001_ct.nii.gz` is "ct".
+modality's, as in BIDS: `sub-01_T1w.nii.gz` is "T1w", `okbp-001_ct.nii.gz` is "ct". The mask or
+source of a study lies in the image's folder and differs in that token alone, or in what follows
+the underscore: beside `okbp-001_ct.nii.gz`, the suffix "oar" is `okbp-001_oar.nii.gz`.
 """
 
 from __future__ import annotations
@@ -13,20 +15,20 @@ from __future__ import annotations
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..study import files
+from ..study.condition import ConditionSettings
 from ..study.errors import VolumeError
 from .dicom import conversion, is_dicom
 from .finding import Finding, Verdict, shown
+from .layout import NAMING, anat_folders, beside, folder_links, image_files, is_safe, modality_of
 from .nifti import SUFFIXES
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("patient", "path", "label", "mask", "source")
-MAX_NAME = 128  # characters of a patient's name
-NAMING = f"use 1 to {MAX_NAME} printable characters, no slash, no dot in front"
 SHARED_FOLDERS = frozenset({"images", "labels", "imagestr", "imagests", "labelstr", "labelsts"})
 
 
@@ -44,6 +46,12 @@ class Image:
         """The image, then the label, mask and source that it has."""
         return tuple(p for p in (self.path, self.label, self.mask, self.source) if p is not None)
 
+    def beside(self, condition: ConditionSettings | None) -> Path | None:
+        """The mask, else the label, or the source, as the condition asks; None where it has not."""
+        if condition is not None and condition.kind == "mask":
+            return self.mask or self.label
+        return self.source if condition is not None and condition.kind == "source" else None
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -60,24 +68,27 @@ class Cohort:
     findings: tuple[Finding, ...] = ()
 
 
-def read_cohort(folder: Path, modality: str = "") -> Cohort:
+def read_cohort(
+    folder: Path, modality: str = "", condition: ConditionSettings | None = None
+) -> Cohort:
     """Reads the patients of a folder without opening an image.
 
     Args:
         folder: the cohort, in one of the three layouts.
         modality: the last token of the names that are wanted, in any case; "" takes every image.
+        condition: of a mask or a source, an image without one is left out.
 
     Raises:
         VolumeError: there is no such folder, or not one patient in it.
     """
-    cohort = survey(folder, modality)
+    cohort = survey(folder, modality, condition)
     if not cohort.patients:
         first = cohort.findings[0]
         raise VolumeError(first.reason, got=first.path, hint=first.remedy)
     return cohort
 
 
-def survey(folder: Path, modality: str = "") -> Cohort:
+def survey(folder: Path, modality: str = "", condition: ConditionSettings | None = None) -> Cohort:
     """Reads the patients of a folder; a cohort without any carries findings that say why.
 
     Raises:
@@ -92,6 +103,8 @@ def survey(folder: Path, modality: str = "") -> Cohort:
             survey.read_manifest()
         else:
             survey.read_folders()
+        if condition is not None and condition.kind in ("mask", "source"):
+            survey.keep_those_with(condition)
     except OSError:
         hint = "give this user read permission on it and every folder in it (chmod, chown)"
         raise VolumeError("the cohort cannot be read", got=folder, hint=hint) from None
@@ -109,14 +122,6 @@ def digest(path: Path) -> str:
     except OSError:
         hint = "restore the file, or give this user read permission"
         raise VolumeError("the file cannot be read", hint=hint) from None
-
-
-def modality_of(path: Path) -> str:
-    """Returns the last underscore-separated token of an image's name, in lower case."""
-    name = path.name
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name.rsplit("_", 1)[-1].lower()
 
 
 @dataclass
@@ -152,10 +157,35 @@ class _Survey:
         reason = f"patient {patient} has no {image} and is left out"
         self.findings.append(Finding(path, Verdict.WARN, reason, remedy))
 
+    def keep_those_with(self, condition: ConditionSettings) -> None:
+        """Leave out each image that has no mask or source, whichever is asked for."""
+        for patient, images in self.images.items():
+            found = [self.with_beside(image, condition) for image in images]
+            self.images[patient] = [image for image in found if image is not None]
+
+    def with_beside(self, image: Image, condition: ConditionSettings) -> Image | None:
+        kind, suffix, where = condition.kind, condition.suffix, shown(image.path, self.folder)
+        if suffix:
+            named = beside(image.path, suffix)
+            if len(named) > 1:
+                self.fail(image.path, f"{len(named)} files beside it end in _{suffix}", "keep one")
+                return None
+            other = named[0] if named else None
+            asked = (other, None) if kind == "mask" else (None, other)
+            image = Image(image.path, None, *asked)
+            remedy = f"put a file beside it whose name differs only in ending in _{suffix}"
+        else:
+            remedy = f"name it in the column {kind} of manifest.csv"
+        path = image.beside(condition)
+        if path is None:
+            reason = f"the image has no {kind} and is left out"
+            self.findings.append(Finding(where, Verdict.WARN, reason, remedy))
+        return image if path is not None and self.is_inside(path) else None
+
     def read_folders(self) -> None:
         entries = [p for p in sorted(self.folder.iterdir()) if not p.name.startswith(".")]
         folders = [p for p in entries if p.is_dir() and not p.name.endswith(SUFFIXES)]
-        bids = [p for p in folders if p.name.startswith("sub-") and _anat_folders(p)]
+        bids = [p for p in folders if p.name.startswith("sub-") and anat_folders(p)]
         for path in entries:
             if path.name.endswith(SUFFIXES):
                 self.fail(
@@ -175,20 +205,20 @@ class _Survey:
                     "write manifest.csv with the columns patient and path",
                 )
                 continue
-            if not _is_safe(path.name):
+            if not is_safe(path.name):
                 self.fail(path, "the patient's name cannot be used", NAMING)
                 continue
-            self.read_patient(path, _anat_folders(path) if bids else [path])
+            self.read_patient(path, anat_folders(path) if bids else [path])
 
     def read_patient(self, folder: Path, parts: list[Path]) -> None:
         try:
-            found = [p for part in parts for p in _image_files(part)]
+            found = [p for part in parts for p in image_files(part)]
         except PermissionError:
             self.fail(
                 folder, "the folder may not be read", "give this user read permission (chmod)"
             )
             return
-        for link in (p for part in parts for p in _folder_links(part)):
+        for link in (p for part in parts for p in folder_links(part)):
             self.fail(link, "a link to a folder is not followed", "put the folder itself here")
         kept = [p for p in found if self.modality in ("", modality_of(p))]
         for path in kept:
@@ -240,7 +270,7 @@ class _Survey:
             self.fail(where, "the row has too many or too few cells", "correct the row")
             return
         patient = row["patient"].strip()
-        if not _is_safe(patient):
+        if not is_safe(patient):
             self.fail(where, "the patient's name cannot be used", NAMING)
             return
         cells = {name: row.get(name, "").strip() for name in COLUMNS[1:]}
@@ -266,31 +296,3 @@ class _Survey:
         elif self.is_inside(path):
             return path
         return None
-
-
-def _is_safe(name: str) -> bool:
-    usable = 0 < len(name) <= MAX_NAME and name.isprintable() and not name.startswith(".")
-    return usable and not set(name) & set("/\\")
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    def stop(error: OSError) -> None:
-        raise error
-
-    for parent, folders, plain in os.walk(folder, onerror=stop):
-        # a folder that bears an image's name is listed, so that the check can say what it is
-        names = [*plain, *(n for n in folders if n.endswith(SUFFIXES))]
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in names)
-        for name in sorted(names):
-            if name.endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(parent) / name
-
-
-def _folder_links(folder: Path) -> Iterator[Path]:
-    """Yields every symbolic link to a folder below one; what it holds would be left out unseen."""
-    for parent, folders, _ in os.walk(folder):
-        yield from (Path(parent) / n for n in sorted(folders) if (Path(parent) / n).is_symlink())
-
-
-def _anat_folders(patient: Path) -> list[Path]:
-    return [p for pattern in ("anat", "ses-*/anat") for p in sorted(patient.glob(pattern))]

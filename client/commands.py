@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..study.card import Card
-from ..study.errors import UsageError, VoxfedError
+from ..study.errors import UsageError
 from ..study.terminal import console, progress, show_json, show_table
 from .ledger_commands import ledger_app
 from .options import HERE, AsJson, Folder, open_site
-
-if TYPE_CHECKING:
-    from .approval import Approval
-    from .site import Site
 
 site_app = typer.Typer(no_args_is_help=True, help="What the site operator of a hospital does.")
 
@@ -125,17 +121,21 @@ def approve(
     ] = "",
     folder: Folder = HERE,
     audit: Annotated[bool, typer.Option("--audit", help="Allow the audit it asks for.")] = False,
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation", help="Allow the evaluation it asks for.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List what waits for a decision, or approve a study: the cohort is frozen, its budget set."""
     from .approval import all_approvals, find
     from .approval import approve as approve_plan
-    from .auditing import approve_audit
+    from .permission import KINDS, permit
+    from .summary import summary
 
     site = open_site(folder)
     if not study:
-        pending = [_summary(site, approval) for approval in all_approvals(site)]
-        waiting = [p for p in pending if p["state"] == "pending" or p["audits waiting"]]
+        pending = [summary(site, approval) for approval in all_approvals(site)]
+        waiting = [p for p in pending if p["state"] == "pending" or p["waiting"] != "nothing"]
         if as_json:
             show_json({"pending": waiting})
             return
@@ -143,12 +143,13 @@ def approve(
             show_table(str(item["study"]), ("", ""), list(item.items()))
         console.print("approve with `voxfed site approve STUDY`" if waiting else "nothing waits")
         return
-    if audit:
-        allowed = approve_audit(site, find(site, study))
+    asked = {"audit": audit, "evaluation": evaluation}
+    for kind in [kind for kind in KINDS if asked[kind]]:
+        allowed = permit(site, find(site, study), kind)
         console.print(
-            f"audit {allowed.number} of {study} allowed: the weights of round {allowed.round}, "
-            f"sha256 {allowed.weights_digest[:16]}"
+            f"{kind} {allowed.number} of {study} allowed: round {allowed.round}, {allowed.about}"
         )
+    if audit or evaluation:
         return
     with progress("freezing the cohort", hidden=as_json) as shown:
         approval = approve_plan(site, study, shown)
@@ -244,57 +245,6 @@ def close(
     site.ledger.close(study)
     site.journal.append("closed", study=study)
     console.print(f"{study} closed, lifetime left: {site.ledger.lifetime_left():.4f}")
-
-
-def _summary(site: Site, approval: Approval) -> dict[str, Any]:
-    """Return what an operator must know to decide about one plan."""
-    from ..privacy.terms import agree, declared_size
-    from .auditing import offers
-    from .cohort import read_cohort
-    from .rehearsal import rehearse
-
-    plan = approval.plan
-    facts: dict[str, Any] = {
-        "study": plan.name,
-        "state": approval.state,
-        "who asks": f"coordinator, key {site.coordinator_key.identifier}",
-        "family": plan.family,
-        "rounds": plan.rounds,
-        "epsilon asked": plan.privacy.epsilon if plan.privacy.enabled else "NO PRIVACY",
-        "lifetime left": f"{site.ledger.lifetime_left():.3f}",
-        "what leaves": ", ".join(_leaving(approval)),
-        "audits waiting": sum(not offer.number for offer in offers(approval)),
-    }
-    if approval.state == "pending":
-        try:
-            patients = len(read_cohort(site.cohort, plan.volumes.modality).patients)
-            terms = agree(plan, declared_size(patients))
-            facts["noise multiplier"] = f"{terms.sigma:.3f}, sampling rate {terms.rate:.3f}"
-            measured = rehearse(plan, site.settings.device, site.settings.performance)
-            facts["estimated hours"] = f"{measured.hours:.2f} on {measured.device}"
-        except VoxfedError as fault:
-            facts["cannot be approved"] = fault.message
-    return facts
-
-
-def _leaving(approval: Approval) -> list[str]:
-    """Return, by name, what leaves the site in this study."""
-    privacy = approval.plan.privacy
-    noised = "noised " if privacy.enabled else "EXACT "
-    leaving = [
-        "band of patients, modalities, spacing range, device and limits (asked at any time)",
-        "declared size, faces removed or not",
-        f"{noised}update of each round",
-        "ledger head",
-        "epsilon spent",
-        "a code from a list for each refusal",
-    ]
-    if privacy.metric_noise is not None or not privacy.enabled:
-        leaving.append(f"{noised}mean loss")
-    copies = " and copy counts" if privacy.audit_counts == "exact" else ""
-    shown = privacy.audit_counts.replace("exact", "EXACT")
-    leaving.append(f"{shown} histograms{copies} of at most {privacy.audits} audits")
-    return leaving
 
 
 def _plain(value: object) -> str:

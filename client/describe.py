@@ -8,8 +8,9 @@ import math
 from .. import __version__
 from ..study.errors import VolumeError
 from ..study.messages import Description
-from .cohort import Image, modality_of, read_cohort
-from .nifti import read_spacing
+from .cohort import Image, read_cohort
+from .layout import modality_of
+from .nifti import read_grid
 from .site import Site
 
 BIDS = "t1w t2w t2star t2starw pdw pdt2 inplanet1 inplanet2 flair angio swi dwi bold asl"
@@ -68,7 +69,7 @@ def _spacing_range(images: list[Image]) -> tuple[float, float] | None:
     found: list[float] = []
     for image in images:
         try:
-            found.extend(read_spacing(image.path))
+            found.extend(read_grid(image.path).spacing)
         except VolumeError:
             continue  # `site check` names it; a description needs no single file
     return (float(math.floor(min(found))), float(math.ceil(max(found)))) if found else None

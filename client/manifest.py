@@ -9,20 +9,30 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ..privacy import sampling
+from ..study.condition import ConditionSettings
 from ..study.errors import CohortChanged, Refusal, VerificationError, VolumeError
-from .cohort import Cohort, digest
+from .cohort import Cohort, Image, digest
+from .participants import condition_numbers, read_participants
 
 Progress = Callable[[int, int], None]
 LEAST_HELD_OUT = 2
 
 
 class FrozenFile(BaseModel):
-    """One file below the cohort: its SHA-256, and a stamp that shows that it is the same."""
+    """One file below the cohort: its SHA-256, and a stamp that shows that it is the same.
+
+    Attributes:
+        path: relative to the cohort.
+        sha256: of its bytes.
+        stamp: size, times and inode.
+        beside: the mask or source that is read with an image, in a study that asks for one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: str
     sha256: str
     stamp: tuple[int, int, int, int]
+    beside: FrozenFile | None = None
 
 
 class Manifest(BaseModel):
@@ -33,6 +43,7 @@ class Manifest(BaseModel):
         patients: the files of each patient.
         members: patients that train.
         flipped: patients that flipped a coin; heads are members, tails are held out.
+        numbers: the class or the attributes of each patient, in a study that asks for them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +51,7 @@ class Manifest(BaseModel):
     patients: dict[str, tuple[FrozenFile, ...]]
     members: tuple[str, ...]
     flipped: tuple[str, ...]
+    numbers: dict[str, tuple[float, ...]] = {}
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -65,13 +77,20 @@ class Manifest(BaseModel):
 
 
 def freeze(
-    cohort: Cohort, modality: str, audit_fraction: float, progress: Progress | None = None
+    cohort: Cohort,
+    modality: str,
+    audit_fraction: float,
+    progress: Progress | None = None,
+    *,
+    condition: ConditionSettings | None = None,
 ) -> Manifest:
-    """Read every file's digest and flip the coins of the audit.
+    """Read every file's digest and each patient's condition, and flip the coins of the audit.
 
     Raises:
-        Refusal: so few patients that fewer than 2 would be held out on average. The number alone
-            decides: a refusal after the flips would let them be repeated until they please.
+        Refusal: a patient's class or attributes cannot be used; or so few patients that fewer than
+            2 would be held out on average. The number alone decides: a refusal after the flips
+            would let them be repeated until they please.
+        VolumeError: the table of participants cannot be read.
     """
     expected = len(cohort.patients) * audit_fraction / 2
     if expected < LEAST_HELD_OUT:
@@ -81,9 +100,12 @@ def freeze(
             expected=f"{LEAST_HELD_OUT} or more held out",
             hint="add patients, or ask the coordinator for another audit_fraction",
         )
+    numbers: dict[str, tuple[float, ...]] = {}
+    if condition is not None and condition.kind in ("class", "attributes"):
+        numbers = condition_numbers(read_participants(cohort.folder), cohort.patients, condition)
     files: dict[str, tuple[FrozenFile, ...]] = {}
     for done, (patient, images) in enumerate(cohort.patients.items(), start=1):
-        files[patient] = tuple(_frozen(cohort.folder, image.path) for image in images)
+        files[patient] = tuple(_frozen(cohort.folder, image, condition) for image in images)
         if progress is not None:
             progress(done, len(cohort.patients))
     names = sorted(files)
@@ -91,7 +113,13 @@ def freeze(
     flipped = sampling.poisson(names, audit_fraction)
     heads = dict(zip(flipped, sampling.flip(len(flipped)), strict=True))
     members = tuple(name for name in names if heads.get(name, True))
-    return Manifest(modality=modality, patients=files, members=members, flipped=tuple(flipped))
+    return Manifest(
+        modality=modality,
+        patients=files,
+        members=members,
+        flipped=tuple(flipped),
+        numbers=numbers,
+    )
 
 
 def check_unchanged(
@@ -103,7 +131,8 @@ def check_unchanged(
     `known` holds these between calls.
     """
     for patient in patients:
-        for file in manifest.patients[patient]:
+        images = manifest.patients[patient]
+        for file in (*images, *(image.beside for image in images if image.beside)):
             path = folder / file.path
             try:
                 stamp = _stamp(path)
@@ -124,8 +153,16 @@ def check_unchanged(
             known[file.path] = stamp
 
 
-def _frozen(folder: Path, path: Path) -> FrozenFile:
-    return FrozenFile(path=str(path.relative_to(folder)), sha256=digest(path), stamp=_stamp(path))
+def _frozen(folder: Path, image: Image, condition: ConditionSettings | None) -> FrozenFile:
+    path = image.beside(condition)
+    beside = None if path is None else _frozen_file(folder, path, None)
+    return _frozen_file(folder, image.path, beside)
+
+
+def _frozen_file(folder: Path, path: Path, beside: FrozenFile | None) -> FrozenFile:
+    return FrozenFile(
+        path=str(path.relative_to(folder)), sha256=digest(path), stamp=_stamp(path), beside=beside
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int, int, int]:

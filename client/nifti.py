@@ -12,6 +12,8 @@ import hashlib
 import math
 import stat
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -39,18 +41,37 @@ Stream = gzip.GzipFile | BufferedReader
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where an image's voxels lie, along right, anterior, superior.
+
+    Attributes:
+        shape: (D, H, W).
+        affine: (4, 4), from voxel index to the scanner's mm.
+        oriented: False when the header states no orientation, so that left and right are a guess.
+    """
+
+    shape: tuple[int, int, int]
+    affine: npt.NDArray[np.float64]
+    oriented: bool
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of voxel centres in mm."""
+        sizes = nib.affines.voxel_sizes(self.affine)
+        return float(sizes[0]), float(sizes[1]), float(sizes[2])
+
+
+@dataclass(frozen=True)
 class Volume:
     """A scan as float32 voxels (D, H, W) along right, anterior, superior.
 
     Attributes:
         voxels: (D, H, W), in the scanner's own unit (HU for CT).
-        spacing: distance of voxel centres in mm, along the same axes.
-        oriented: False when the header states no orientation, so that left and right are a guess.
+        grid: where they lie.
     """
 
     voxels: npt.NDArray[np.float32]
-    spacing: tuple[float, float, float]
-    oriented: bool
+    grid: Grid
 
     @cached_property
     def digest(self) -> str:
@@ -60,19 +81,44 @@ class Volume:
         return state.hexdigest()
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, *, constant: bool = False) -> Volume:
     """Reads a NIfTI-1 or NIfTI-2 file (nifti.nimh.nih.gov) in one piece, reoriented to RAS.
+
+    Args:
+        path: the file.
+        constant: whether one value throughout may pass, as in a mask without a structure.
 
     Raises:
         VolumeError: unreadable, truncated, 4D, RGB, complex, empty, constant, not finite or huge.
     """
+    with _open(path) as (stream, size):
+        header = _read_header(stream)
+        shape = _shape(header)
+        affine = _affine(header)
+        voxels = _read_voxels(stream, header, shape, size, path.name.endswith(".gz"))
+    _refuse_useless(voxels, constant)
+    ras = nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine))
+    return Volume(np.ascontiguousarray(ras), _ras_grid(header, shape, affine))
+
+
+def read_grid(path: Path) -> Grid:
+    """Reads from the header alone where the voxels of `read_volume` lie.
+
+    Raises:
+        VolumeError: the header cannot be used.
+    """
+    with _open(path) as (stream, _):
+        header = _read_header(stream)
+        return _ras_grid(header, _shape(header), _affine(header))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Stream, int]]:
+    """Yields the unpacked file with the size of the packed one, and says why it cannot be read."""
     try:
         size = _file_size(path)
-        with _opened(path) as stream:
-            header = _read_header(stream)
-            shape = _shape(header)
-            affine = _affine(header)
-            voxels = _read_voxels(stream, header, shape, size, path.name.endswith(".gz"))
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
+            yield stream, size
     except PermissionError:
         raise VolumeError(
             "the file may not be read", hint="give this user read permission (chmod, chown)"
@@ -83,30 +129,14 @@ def read_volume(path: Path) -> Volume:
         ) from None
     except (OSError, EOFError, zlib.error):
         raise VolumeError("the file is damaged or truncated", hint=_REWRITE) from None
-    _refuse_useless(voxels)
+
+
+def _ras_grid(header: Header, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> Grid:
     orientation = nib.orientations.io_orientation(affine)
-    sizes = nib.affines.voxel_sizes(affine)
-    spacing = tuple(float(sizes[i]) for i in np.argsort(orientation[:, 0]))
-    ras = nib.orientations.apply_orientation(voxels, orientation)
+    sides = [shape[i] for i in np.argsort(orientation[:, 0])]
+    turned = affine @ nib.orientations.inv_ornt_aff(orientation, shape)
     oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-    return Volume(np.ascontiguousarray(ras), (spacing[0], spacing[1], spacing[2]), oriented)
-
-
-def read_spacing(path: Path) -> tuple[float, float, float]:
-    """Reads the distance of voxel centres in mm from the header alone, along the file's own axes.
-
-    Raises:
-        VolumeError: the header cannot be used.
-    """
-    try:
-        _file_size(path)
-        with _opened(path) as stream:
-            header = _read_header(stream)
-            _shape(header)
-            sizes = nib.affines.voxel_sizes(_affine(header))
-    except (OSError, EOFError, zlib.error):
-        raise VolumeError("the file is damaged or truncated", hint=_REWRITE) from None
-    return float(sizes[0]), float(sizes[1]), float(sizes[2])
+    return Grid((sides[0], sides[1], sides[2]), turned, oriented)
 
 
 def _file_size(path: Path) -> int:
@@ -118,10 +148,6 @@ def _file_size(path: Path) -> int:
     if status.st_size == 0:
         raise VolumeError("the file is empty", hint=_REWRITE)
     return status.st_size
-
-
-def _opened(path: Path) -> Stream:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
 
 
 def _read_header(stream: Stream) -> Header:
@@ -223,10 +249,10 @@ def _read_voxels(
         return np.asarray(scaled, dtype=np.float32)
 
 
-def _refuse_useless(voxels: npt.NDArray[np.float32]) -> None:
+def _refuse_useless(voxels: npt.NDArray[np.float32], constant: bool) -> None:
     low, high = float(voxels.min()), float(voxels.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         hint = "replace them by the background's value, and ask why they are there"
         raise VolumeError("the image holds values that are not finite (NaN or infinite)", hint=hint)
-    if low == high:
+    if low == high and not constant:
         raise VolumeError("the image is constant", hint="leave it out: it holds no anatomy")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.base import Batch
+from ..models.base import rows_of
 from ..privacy.engine import StepSettings, private_gradient
 from ..privacy.gradients.patients import PatientGradients
 from ..privacy.gradients.performance import PerformanceSettings
@@ -43,9 +43,8 @@ def rehearse(plan: StudyPlan, device_wanted: str, performance: PerformanceSettin
         ProcessError: the device that is asked for is not there.
     """
     device = choose_device(device_wanted)
-    family = prepare(plan, device)
+    family = prepare(plan, device, checkpointing=performance.checkpointing)
     learning = {name: p for name, p in family.named_parameters() if p.requires_grad}
-    volume = torch.rand((1, 1, *plan.volumes.shape)).to(device) * 2 - 1
     names = [f"random-{i}" for i in range(PATIENTS)]
     privacy = plan.privacy
     settings = StepSettings(
@@ -57,8 +56,8 @@ def rehearse(plan: StudyPlan, device_wanted: str, performance: PerformanceSettin
         noise_multiplicity=privacy.noise_multiplicity,
     )
     generator = torch.Generator(device).manual_seed(0)
-    volumes = [Batch(volumes=volume)] * privacy.volumes_per_patient
-    nobody = example(plan.volumes.shape, device)
+    nobody = example(family, plan.volumes.shape)
+    volumes = [rows_of(nobody, slice(1))] * privacy.volumes_per_patient
     seconds, hours = 0.0, 0.0
     for stage in family.stages:
         rounds = plan.stages.get(stage, plan.rounds)

@@ -1,21 +1,24 @@
-"""Scans: the approved volumes of one study, read through the cache and kept in memory."""
+"""Scans: the approved volumes of one study and their conditions, cached and kept in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..models.base import Batch
+from ..models.base import NO_CONDITION, Batch, Condition
+from ..study.condition import ConditionSettings
+from ..study.errors import CohortChanged
 from ..study.plan import VolumeSettings
 from .cache import VolumeCache
-from .manifest import Manifest, check_unchanged
+from .manifest import FrozenFile, Manifest, check_unchanged
 
 MEMORY_BYTES = 2 * 1024**3
-"""Volumes kept in memory, at most; further ones are read from the cache on disk."""
+"""What is kept in memory, at most; further volumes are read from the cache on disk."""
 
 
 class Scans:
@@ -27,6 +30,7 @@ class Scans:
         cache: where preprocessed volumes are kept.
         settings: the plan's grid and intensity.
         device: where batches are put.
+        condition: what each volume is told, in a study that asks for it.
     """
 
     def __init__(
@@ -36,11 +40,13 @@ class Scans:
         cache: Path,
         settings: VolumeSettings,
         device: torch.device,
+        condition: ConditionSettings | None = None,
     ) -> None:
+        self._condition = condition
         self._manifest, self._folder, self._device = manifest, folder, device
         self._cache = VolumeCache(cache, settings)
         self._known: dict[str, tuple[int, ...]] = {}
-        self._kept: dict[str, npt.NDArray[np.float32]] = {}
+        self._kept: dict[tuple[str, str], npt.NDArray[Any]] = {}
         self._bytes = 0
 
     def check(self, patients: Iterable[str]) -> None:
@@ -54,24 +60,65 @@ class Scans:
             CohortChanged: a scan is not the one that was approved.
             VolumeError: a scan cannot be used.
         """
-        return [self._volume(file.path, file.sha256) for file in self._manifest.patients[patient]]
+        return [self._volume(file) for file in self._manifest.patients[patient]]
 
     def batches(self, patient: str) -> list[Batch]:
-        """Return a patient's volumes, each as a batch of one, (1, 1, D, H, W)."""
+        """Return a patient's volumes, each as a batch of one, (1, 1, D, H, W), with its condition.
+
+        Raises:
+            CohortChanged: a file is not the one that was approved.
+            VolumeError: a scan, mask or source cannot be used.
+        """
         return [
-            Batch(volumes=torch.from_numpy(volume)[None].to(self._device))
-            for volume in self.volumes(patient)
+            Batch(self._tensor(self._volume(file)[None]), self._told(patient, file))
+            for file in self._manifest.patients[patient]
         ]
 
     def table(self, patients: Sequence[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
         """Return the volumes of several patients by name."""
         return {patient: self.volumes(patient) for patient in patients}
 
-    def _volume(self, path: str, sha256: str) -> npt.NDArray[np.float32]:
-        if sha256 in self._kept:
-            return self._kept[sha256]
-        volume = self._cache.get(self._folder / path, sha256)
+    def _told(self, patient: str, file: FrozenFile) -> Condition:
+        """Return what a volume is told, as a condition of one row."""
+        condition = self._condition
+        if condition is None:
+            return NO_CONDITION
+        if condition.kind == "class":
+            return Condition(label=self._tensor(self._numbers(patient, np.int64)))
+        if condition.kind == "attributes":
+            return Condition(attributes=self._tensor(self._numbers(patient, np.float32)[None]))
+        beside = self._beside(file, condition)[None]
+        if condition.kind == "mask":
+            return Condition(mask=self._tensor(beside.astype(np.int64)))
+        return Condition(source=self._tensor(beside))
+
+    def _numbers(self, patient: str, kind: type[np.generic]) -> npt.NDArray[Any]:
+        if patient not in self._manifest.numbers:
+            raise CohortChanged("the approved cohort has no class or attributes", got=patient)
+        return np.array(self._manifest.numbers[patient], dtype=kind)
+
+    def _volume(self, file: FrozenFile) -> npt.NDArray[np.float32]:
+        path = self._folder / file.path
+        return self._keep((file.sha256, ""), lambda: self._cache.get(path, file.sha256))
+
+    def _beside(self, file: FrozenFile, condition: ConditionSettings) -> npt.NDArray[Any]:
+        other = file.beside
+        if other is None:
+            raise CohortChanged("the approved cohort has no image beside this one", got=file.path)
+        image = self._folder / file.path, file.sha256
+        pair = self._folder / other.path, other.sha256
+        return self._keep(
+            (file.sha256, other.sha256), lambda: self._cache.beside(image, pair, condition)
+        )
+
+    def _keep(self, key: tuple[str, str], read: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        if key in self._kept:
+            return self._kept[key]
+        volume = read()
         if self._bytes + volume.nbytes <= MEMORY_BYTES:
-            self._kept[sha256] = volume
+            self._kept[key] = volume
             self._bytes += volume.nbytes
         return volume
+
+    def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..models.base import Family, Step
+from ..models.checkpointing import forget_activations
 from ..models.registry import build, schedule_of
 from ..models.state import load_into
 from ..models.trained import add_adapters, freeze_the_rest, stage_parameters
 from ..privacy.engine import StepSettings, open_gradient, private_gradient, private_mean
 from ..privacy.gradients.patients import PatientGradients
 from ..privacy.gradients.performance import PerformanceSettings
+from ..privacy.gradients.precision import in_precision, sound_kernels
 from ..privacy.inspection import example, inspect_family
 from ..privacy.terms import Terms
 from ..study.errors import PlanError, ProcessError
@@ -41,13 +43,15 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def prepare(plan: StudyPlan, device: torch.device) -> Family:
+def prepare(plan: StudyPlan, device: torch.device, *, checkpointing: bool = False) -> Family:
     """Return the plan's family on `device` with only its trained part learning."""
     family = build(plan)
     if plan.trained == "adapters":
         add_adapters(family)
     family.to(device)
     freeze_the_rest(family, plan.trained)
+    if checkpointing:
+        forget_activations(family)
     return family
 
 
@@ -71,7 +75,7 @@ class Trainer:
         performance: PerformanceSettings,
     ) -> None:
         self.plan, self.terms, self.device = plan, terms, device
-        self.family = prepare(plan, device)
+        self.family = prepare(plan, device, checkpointing=performance.checkpointing)
         self._performance = performance
         self._trained = {n: p for n, p in self.family.named_parameters() if p.requires_grad}
         self._gradients: dict[tuple[str, str], PatientGradients] = {}
@@ -143,20 +147,23 @@ class Trainer:
 
     def _turn(self, stage: str, step: Step) -> _Turn:
         parameters = [self._trained[name] for name in step.parameters if name in self._trained]
-        return _Turn(stage, step, parameters, self._optimiser(parameters))
+        return _Turn(stage, step, parameters, self._optimiser(step, parameters))
 
     def _take(
         self, turn: _Turn, scans: Scans, members: tuple[str, ...], generator: torch.Generator
     ) -> None:
         """Take one optimiser step along the gradient of one draw."""
         cohort = members, scans.batches, self._settings(), generator
-        if not turn.step.reads_patients:
-            loss = turn.step.loss(None, generator).mean()
-            parts = list(torch.autograd.grad(loss, turn.parameters))
-        elif self.plan.privacy.enabled:
-            parts = private_gradient(self._patient_gradients(turn), *cohort)
-        else:
-            parts = open_gradient(turn.step, turn.parameters, *cohort)
+        precision = self._performance.precision
+        step = in_precision(turn.step, precision)
+        with sound_kernels(precision, self.device):
+            if not step.reads_patients:
+                loss = step.loss(None, generator).mean()
+                parts = list(torch.autograd.grad(loss, turn.parameters))
+            elif self.plan.privacy.enabled:
+                parts = private_gradient(self._patient_gradients(turn), *cohort)
+            else:
+                parts = open_gradient(step, turn.parameters, *cohort)
         for parameter, part in zip(turn.parameters, parts, strict=True):
             parameter.grad = part.to(parameter)
         turn.optimiser.step()
@@ -165,7 +172,7 @@ class Trainer:
         """Return what takes a step's gradients, made when the step is met first."""
         key = turn.stage, turn.step.name
         if key not in self._gradients:
-            nobody = example(self.plan.volumes.shape, self.device)
+            nobody = example(self.family, self.plan.volumes.shape)
             self._gradients[key] = PatientGradients(
                 self.family, turn.step, turn.parameters, nobody, self._performance
             )
@@ -179,10 +186,10 @@ class Trainer:
             for (stage, step), one in self._gradients.items()
         }
 
-    def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    def _optimiser(self, step: Step, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         rate = self.plan.optimiser.learning_rate
         if self.plan.optimiser.name == "adam":
-            return torch.optim.Adam(parameters, lr=rate)
+            return torch.optim.Adam(parameters, lr=rate, betas=step.decays)
         return torch.optim.SGD(parameters, lr=rate)
 
     def _settings(self) -> StepSettings:

@@ -9,14 +9,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from ..study.condition import ConditionSettings
 from ..study.errors import VolumeError
 from ..study.plan import VolumeSettings
-from .nifti import MAX_VOXELS, read_volume
+from .nifti import MAX_VOXELS, Grid, read_volume
 
 BACKGROUND = -1.0
 
+_Voxels = npt.NDArray[np.float32]
 
-def preprocess(path: Path, settings: VolumeSettings) -> npt.NDArray[np.float32]:
+
+def preprocess(path: Path, settings: VolumeSettings) -> _Voxels:
     """Reads a scan and returns it as (1, D, H, W) in [-1, 1] on the plan's grid, axes R, A, S.
 
     The grid of `settings.spacing` mm is centred on the volume, then cropped or padded with
@@ -25,19 +28,38 @@ def preprocess(path: Path, settings: VolumeSettings) -> npt.NDArray[np.float32]:
     Raises:
         VolumeError: the file cannot be used, or nothing varies in the part that is kept.
     """
-    volume = read_volume(path)
-    voxels = resample(volume.voxels, volume.spacing, settings.spacing)
-    lower, upper = foreground_box(voxels)
+    voxels, start, _ = _placed(path, settings)
     inside: list[slice] = []
     outside: list[slice] = []
-    for length, low, high, wanted in zip(voxels.shape, lower, upper, settings.shape, strict=True):
-        start = (low + high - wanted) // 2
-        first, last = max(start, 0), min(start + wanted, length)
+    for length, begin, wanted in zip(voxels.shape, start, settings.shape, strict=True):
+        first, last = max(begin, 0), min(begin + wanted, length)
         inside.append(slice(first, last))
-        outside.append(slice(first - start, last - start))
+        outside.append(slice(first - begin, last - begin))
     placed = np.full((1, *settings.shape), BACKGROUND, dtype=np.float32)
     placed[0][tuple(outside)] = to_unit_range(voxels[tuple(inside)], settings)
     return placed
+
+
+def grid_of(path: Path, settings: VolumeSettings) -> Grid:
+    """Returns where the voxels that `preprocess` makes of a scan lie in the scanner's world.
+
+    Raises:
+        VolumeError: the file cannot be used.
+    """
+    return _placed(path, settings)[2]
+
+
+def _placed(path: Path, settings: VolumeSettings) -> tuple[_Voxels, list[int], Grid]:
+    """Returns the scan at the plan's spacing, the first voxel of the crop, and the crop's grid."""
+    volume = read_volume(path)
+    voxels = resample(volume.voxels, volume.grid.spacing, settings.spacing)
+    bounds = zip(*foreground_box(voxels), settings.shape, strict=True)
+    start = [(low + high - wanted) // 2 for low, high, wanted in bounds]
+    factors = _factors(volume.grid.spacing, settings.spacing)
+    crop = np.diag([*factors, 1.0])
+    crop[:3, 3] = _offset(volume.voxels.shape, voxels.shape, factors) + factors * start
+    affine = volume.grid.affine @ crop
+    return voxels, start, Grid(settings.shape, affine, volume.grid.oriented)
 
 
 def inspect(path: Path) -> None:
@@ -50,10 +72,10 @@ def inspect(path: Path) -> None:
 
 
 def resample(
-    voxels: npt.NDArray[np.float32],
+    voxels: _Voxels,
     spacing: tuple[float, float, float],
     wanted: tuple[float, float, float],
-) -> npt.NDArray[np.float32]:
+) -> _Voxels:
     """Returns (D, H, W) at the wanted spacing in mm, linearly interpolated, with the same centre.
 
     Before an axis is thinned it is smoothed by the Gaussian that widens a voxel of the old size to
@@ -63,13 +85,10 @@ def resample(
     Raises:
         VolumeError: the result would have more than `MAX_VOXELS` voxels.
     """
-    factors = np.array(wanted) / np.array(spacing)
-    if np.allclose(
-        factors, 1.0, atol=1e-3
-    ):  # headers keep spacing in float32, rounded by the exporter
+    factors = _factors(spacing, wanted)
+    if (factors == 1.0).all():
         return voxels
-    lengths = np.array(voxels.shape)
-    shape = tuple(max(1, round(float(n))) for n in lengths / factors)
+    shape = tuple(max(1, round(float(n))) for n in np.array(voxels.shape) / factors)
     if math.prod(shape) > MAX_VOXELS:
         raise VolumeError(
             "the image is too large at the plan's spacing",
@@ -77,16 +96,51 @@ def resample(
             expected=f"at most {MAX_VOXELS}",
             hint="crop the image, or leave it out",
         )
-    sigma = np.sqrt(np.maximum(factors**2 - 1, 0)) / (2 * math.sqrt(2 * math.log(2)))
+    return interpolate(voxels, factors, _offset(voxels.shape, shape, factors), shape)
+
+
+def interpolate(
+    voxels: _Voxels,
+    matrix: npt.NDArray[np.float64],
+    offset: npt.NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> _Voxels:
+    """Returns voxels at `matrix` times a new index plus `offset`, smoothed as `resample` says.
+
+    Args:
+        voxels: (D, H, W).
+        matrix: (3, 3), or its diagonal (3,).
+        offset: (3,), in voxels.
+        shape: of the result.
+    """
+    # the width of a new voxel along each old axis, in old voxels
+    steps = np.abs(matrix) if matrix.ndim == 1 else np.linalg.norm(matrix, axis=1)
+    sigma = np.sqrt(np.maximum(steps**2 - 1, 0)) / (2 * math.sqrt(2 * math.log(2)))
     smooth = ndimage.gaussian_filter(voxels, sigma, mode="nearest")
-    offset = (lengths - 1) / 2 - factors * (np.array(shape) - 1) / 2
     moved = ndimage.affine_transform(
-        smooth, factors, offset, output_shape=shape, order=1, mode="nearest"
+        smooth, matrix, offset, output_shape=shape, order=1, mode="nearest"
     )
     return np.asarray(moved, dtype=np.float32)
 
 
-def foreground_box(voxels: npt.NDArray[np.float32]) -> tuple[list[int], list[int]]:
+def _factors(
+    spacing: tuple[float, float, float], wanted: tuple[float, float, float]
+) -> npt.NDArray[np.float64]:
+    """Returns the step over old voxels from one new voxel to the next, on each axis."""
+    factors = np.array(wanted) / np.array(spacing)
+    # headers keep spacing in float32, rounded by the exporter
+    return np.ones(3) if np.allclose(factors, 1.0, atol=1e-3) else factors
+
+
+def _offset(
+    old: tuple[int, ...], new: tuple[int, ...], factors: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns the old index of the first new voxel, where both grids have one centre."""
+    offset: npt.NDArray[np.float64] = (np.array(old) - 1) / 2 - factors * (np.array(new) - 1) / 2
+    return offset
+
+
+def foreground_box(voxels: _Voxels) -> tuple[list[int], list[int]]:
     """Returns the foreground's first voxel, and the one after its last, on each axis of (D, H, W).
 
     Foreground is what lies above a tenth of the range between the 1st and 99th percentile: that
@@ -105,9 +159,7 @@ def foreground_box(voxels: npt.NDArray[np.float32]) -> tuple[list[int], list[int
     return lower, upper
 
 
-def to_unit_range(
-    voxels: npt.NDArray[np.float32], settings: VolumeSettings
-) -> npt.NDArray[np.float32]:
+def to_unit_range(voxels: _Voxels, settings: VolumeSettings | ConditionSettings) -> _Voxels:
     """Maps a window in HU, or the volume's own percentiles, linearly to [-1, 1] and clips.
 
     Raises:

@@ -11,35 +11,18 @@ from typing import Any
 
 from ..privacy.ledger import RoundKey, require_space
 from ..study import messages
-from ..study.errors import (
-    BudgetExhausted,
-    CohortChanged,
-    DiskError,
-    LimitRefusal,
-    PlanError,
-    ProcessError,
-    Refusal,
-    VerificationError,
-    VoxfedError,
-    WireError,
-)
+from ..study.errors import BudgetExhausted, PlanError, ProcessError, Refusal, VerificationError
 from ..study.messages import RefusalCode
+from . import permission
 from .approval import Approval, check_limits, find, receive
 from .outbox import Outbox
+from .refusal import Coded, code_of
 from .site import Site
 from .warm import Warm
 
 
-class _Coded(Refusal):
-    """A refusal whose code the coordinator is told."""
-
-    def __init__(self, code: RefusalCode, what: str) -> None:
-        super().__init__(what)
-        self.code = code
-
-
 class Worker:
-    """Answers signed requests, one training or audit at a time.
+    """Answers signed requests, one training, audit or evaluation at a time.
 
     Whatever arrives, the answer is a signed reply or a code: no text of an error leaves the site.
     """
@@ -55,7 +38,7 @@ class Worker:
         try:
             reply, payload = self._dispatch(message)
         except Exception as fault:  # any text may name a patient: only a code leaves
-            code = _code(fault)
+            code = code_of(fault)
             with contextlib.suppress(ProcessError):  # a full disk must not hide the code
                 self._site.journal.append(
                     "refused", code=code.value, error=str(fault), trace=traceback.format_exc()
@@ -66,7 +49,7 @@ class Worker:
     def _dispatch(self, message: bytes) -> tuple[messages.Message, bytes]:
         header, payload = messages.decode(message, self._site.coordinator_key)
         if getattr(header, "site", None) != self._site.settings.name:
-            raise _Coded(RefusalCode.SIGNATURE, "the request is for another site")
+            raise Coded(RefusalCode.SIGNATURE, "the request is for another site")
         if isinstance(header, messages.DescribeRequest):
             from .describe import describe
 
@@ -79,13 +62,15 @@ class Worker:
                 return self._train(header, payload, digest)
             if isinstance(header, messages.AuditRequest):
                 return self._audit(header, payload, digest)
-        raise _Coded(RefusalCode.GARBLED, f"no such request: {header.kind}")
+            if isinstance(header, messages.EvaluationRequest):
+                return self._evaluate(header, payload, digest)
+        raise Coded(RefusalCode.GARBLED, f"no such request: {header.kind}")
 
     def _offer(
         self, header: messages.OfferRequest, payload: bytes, message: bytes
     ) -> messages.Decision:
         if messages.hash_of(payload) != header.plan_digest:
-            raise _Coded(RefusalCode.SIGNATURE, "the offer's plan is not the one it names")
+            raise Coded(RefusalCode.SIGNATURE, "the offer's plan is not the one it names")
         approval = receive(self._site, header.study, payload, message)
         return messages.Decision(
             study=header.study,
@@ -144,16 +129,9 @@ class Worker:
 
         self._check_echo(header.echo)
         approval = self._approved(header.study, header.plan_digest)
-        try:
-            record = auditing.check_lineage(self._site, approval, header, payload)
-        except VerificationError as fault:
-            raise _Coded(RefusalCode.LINEAGE, fault.message) from None
-        number = auditing.approved_number(approval, record)
-        if number < 0:
-            raise _Coded(RefusalCode.AUDITS_SPENT, "the study's audits are spent")
-        if not number:
-            raise _Coded(RefusalCode.AUDIT_NOT_APPROVED, "the operator has not approved this audit")
-        key = RoundKey(header.study, "0", "audit", number)
+        subject = messages.hash_of(payload)
+        about = f"weights sha256 {subject[:16]}"
+        key = self._permitted("audit", approval, header, payload, subject, about)
         events = approval.terms.per_audit
 
         def work() -> tuple[messages.Message, bytes]:
@@ -167,6 +145,57 @@ class Worker:
             return auditing.audit(self._site, warm, header, digest, payload, epsilon), b""
 
         return self._charged(key, digest, events, work, needed=1 << 20)
+
+    def _evaluate(
+        self, header: messages.EvaluationRequest, payload: bytes, digest: str
+    ) -> tuple[messages.Message, bytes]:
+        """Answer with exact figures: nothing is charged, and the plan's count is the limit."""
+        from . import evaluating
+
+        self._check_echo(header.echo)
+        approval = self._approved(header.study, header.plan_digest)
+        weights, extractor = header.split(payload)
+        if not evaluating.enough(approval.manifest):
+            raise Coded(RefusalCode.TOO_FEW, "too few patients were held out for any figure")
+        about = evaluating.summary(header)
+        key = self._permitted("evaluation", approval, header, weights, header.subject, about)
+
+        def work() -> tuple[messages.Message, bytes]:
+            from ..models.quality.features import read_extractor
+            from ..models.state import from_bytes
+
+            judge = read_extractor(extractor, header.extractor_digest)
+            warm = self._prepared(approval)
+            warm.trainer.load(from_bytes(weights))
+            warm.scans.check(approval.manifest.flipped)
+            return evaluating.evaluate(self._site, warm, header, digest, judge), b""
+
+        return self._charged(key, digest, (), work, needed=1 << 20)
+
+    def _permitted(
+        self,
+        kind: permission.Kind,
+        approval: Approval,
+        header: messages.AuditRequest | messages.EvaluationRequest,
+        weights: bytes,
+        subject: str,
+        about: str,
+    ) -> RoundKey:
+        """Return the ledger's key of an audit or evaluation of these weights that was allowed."""
+        from .auditing import check_lineage
+
+        try:
+            record = check_lineage(self._site, approval, header, weights)
+        except VerificationError as fault:
+            raise Coded(RefusalCode.LINEAGE, fault.message) from None
+        asked = permission.Permission(subject, record.round, 0, about)
+        number = permission.number_of(approval, kind, asked)
+        if number < 0:
+            raise Coded(RefusalCode(f"{kind}s-spent"), f"the study's {kind}s are spent")
+        if not number:
+            what = f"the operator has not approved this {kind}"
+            raise Coded(RefusalCode(f"{kind}-not-approved"), what)
+        return RoundKey(header.study, "0", kind, number)
 
     def _charged(
         self,
@@ -184,7 +213,7 @@ class Worker:
             try:
                 reply = self._outbox.get(key, done.reply_digest)
             except VerificationError as fault:
-                raise _Coded(RefusalCode.REPLY_LOST, fault.message) from None
+                raise Coded(RefusalCode.REPLY_LOST, fault.message) from None
         else:
             require_space(self._site.worker, needed)
             header, payload = work()
@@ -204,20 +233,20 @@ class Worker:
         try:
             self._site.ledger.check_echo(head)
         except VerificationError as fault:
-            raise _Coded(RefusalCode.ROLLED_BACK, fault.message) from None
+            raise Coded(RefusalCode.ROLLED_BACK, fault.message) from None
 
     def _approved(self, study: str, plan_digest: str) -> Approval:
         try:
             approval = find(self._site, study)
         except Refusal as fault:
-            raise _Coded(RefusalCode.NOT_APPROVED, fault.message) from None
+            raise Coded(RefusalCode.NOT_APPROVED, fault.message) from None
         if approval.state != "approved":
             code = RefusalCode(approval.state)
-            raise _Coded(code, f"study {study} is {approval.state}")
+            raise Coded(code, f"study {study} is {approval.state}")
         plan, reserved = approval.plan, self._site.ledger.accounts().get(study)
         approved = {plan.digest, approval.plan_digest, reserved.plan_digest if reserved else ""}
         if approved != {plan_digest}:
-            raise _Coded(RefusalCode.NOT_APPROVED, f"another plan of study {study} was approved")
+            raise Coded(RefusalCode.NOT_APPROVED, f"another plan of study {study} was approved")
         # Read anew: limits that the operator tightened hold for studies that run.
         check_limits(Site(self._site.folder), plan, approval.terms)
         return approval
@@ -236,6 +265,7 @@ class Worker:
                 self._site.worker / "cache",
                 plan.volumes,
                 device,
+                plan.condition,
             )
             trainer = Trainer(plan, approval.terms, device, self._site.settings.performance)
             self._warm = {plan.digest: Warm(approval, trainer, scans)}
@@ -246,24 +276,3 @@ class Worker:
 
         account = self._site.ledger.accounts()[study]
         return epsilon((*account.charged, *events), account.delta)
-
-
-def _code(fault: BaseException) -> RefusalCode:
-    """Return the one word that may leave the site for a fault."""
-    if isinstance(fault, _Coded):
-        return fault.code
-    codes: tuple[tuple[type[VoxfedError], RefusalCode], ...] = (
-        (BudgetExhausted, RefusalCode.BUDGET),
-        (LimitRefusal, RefusalCode.LIMITS),
-        (CohortChanged, RefusalCode.COHORT_CHANGED),
-        (VerificationError, RefusalCode.SIGNATURE),
-        (WireError, RefusalCode.GARBLED),
-        (PlanError, RefusalCode.GARBLED),
-        (DiskError, RefusalCode.DISK),
-        (ProcessError, RefusalCode.DEVICE),
-        (Refusal, RefusalCode.OTHER_REQUEST),
-    )
-    for kind, code in codes:
-        if isinstance(fault, kind):
-            return code
-    return RefusalCode.INTERNAL

@@ -10,6 +10,7 @@ import torch
 
 from ..client.cache import VolumeCache
 from ..client.cohort import digest, read_cohort
+from ..models.base import Batch
 from ..models.fitting import fit
 from ..models.phantoms import PUBLIC, write_cohort
 from ..models.registry import build
@@ -40,7 +41,7 @@ def public_base(folder: Path, plan: StudyPlan, progress: Callable[[int, int], No
     fit(
         family,
         family.stages[0],
-        torch.from_numpy(volumes),
+        Batch(torch.from_numpy(volumes)),
         steps=STEPS,
         batch=8,
         learning_rate=3e-3,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..client.cohort import Image, modality_of, read_cohort
+from ..client.cohort import Image, read_cohort
+from ..client.layout import modality_of
 from ..models.phantoms import HOSPITALS, write_cohort
 from ..study.errors import UsageError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..client import processes
 from ..client.approval import all_approvals, approve, reject
-from ..client.auditing import approve_audit, offers
+from ..client.permission import permissions, permit
 from ..client.site import Site
 from ..server.control import Control
 from ..server.coordinator import Coordinator
@@ -97,8 +97,8 @@ class Federation:
                     f"sigma {terms.sigma:.2f}, q {terms.rate:.2f}" if terms.sigma else "NO NOISE"
                 )
                 console.print(f"  {name} approves {approval.folder.name}: {noise}", markup=False)
-            if any(not offer.number for offer in offers(approval)):
-                approve_audit(site, approval)
+            if any(not asked.number for asked in permissions(approval, "audit")):
+                permit(site, approval, "audit")
                 console.print(f"  {name} allows the audit of {approval.folder.name}", markup=False)
 
     def _control(self) -> Control:

@@ -13,6 +13,7 @@ import torch
 from ..client.approval import find
 from ..client.scans import Scans
 from ..client.site import Site
+from ..models.base import Batch
 from ..models.registry import build
 from ..models.state import from_bytes, load_into
 from ..study.plan import StudyPlan
@@ -53,7 +54,7 @@ def held_out_errors(
         family.eval()
         with torch.no_grad():
             given = torch.from_numpy(held_out)
-            rebuilt = torch.cat([family.reconstruct(part) for part in given.split(8)])
+            rebuilt = torch.cat([family.reconstruct(Batch(part)) for part in given.split(8)])
         errors[name] = float((rebuilt - given).abs().mean())
     return errors
 

@@ -19,6 +19,8 @@ from .groups import Groups, divides
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
+DECAYS = 0.0, 0.9  # of Adam, as for WGAN-GP (Gulrajani et al. 2017)
+
 
 class AlphaWganGpSpec(Table):
     """The settings of an alpha-WGAN-GP; with the shape they rebuild it."""
@@ -96,11 +98,12 @@ class AlphaWganGp(Family):
         """
         if stage not in self.stages:
             raise PlanError("unknown stage", got=stage, expected=" or ".join(self.stages))
-        turns = self.spec.critic_turns
+        turns = self.spec.critic_turns, DECAYS
+        made = trained(self, "encoder", "generator")
         return (
-            Step("generator", trained(self, "encoder", "generator"), True, self.generator_loss),
-            Step("critic", trained(self, "critic"), True, self.critic_loss, turns),
-            Step("code critic", trained(self, "code_critic"), True, self.code_critic_loss, turns),
+            Step("generator", made, True, self.generator_loss, decays=DECAYS),
+            Step("critic", trained(self, "critic"), True, self.critic_loss, *turns),
+            Step("code critic", trained(self, "code_critic"), True, self.code_critic_loss, *turns),
         )
 
     def generator_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -139,9 +142,9 @@ class AlphaWganGp(Family):
         return loss + self.spec.penalty * (steep - 1).square()
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the volumes (B, 1, D, H, W) made from the volumes' codes; nothing is drawn."""
-        rebuilt: Tensor = self.generator(self.encoder(volumes))
+        rebuilt: Tensor = self.generator(self.encoder(batch.volumes))
         return rebuilt
 
     @torch.no_grad()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -29,6 +29,11 @@ class Condition:
     mask: Tensor | None = None
     source: Tensor | None = None
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """Return the condition with `change` done to each part that it has."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Condition(**{n: None if part is None else change(part) for n, part in parts.items()})
+
 
 NO_CONDITION = Condition()
 
@@ -44,6 +49,26 @@ class Batch:
 
     volumes: Tensor
     condition: Condition = NO_CONDITION
+
+
+def rows_of(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Return the rows of a batch that a slice or a list of numbers chooses."""
+    return Batch(batch.volumes[rows], batch.condition.mapped(lambda part: part[rows]))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return one batch of several, volumes and each part of their conditions."""
+    conditions = joined_conditions([one.condition for one in batches])
+    return Batch(torch.cat([one.volumes for one in batches]), conditions)
+
+
+def joined_conditions(conditions: Sequence[Condition]) -> Condition:
+    """Return the rows of several conditions, all of one kind, as one."""
+    parts = {}
+    for field in fields(Condition):
+        values = [getattr(one, field.name) for one in conditions]
+        parts[field.name] = None if not values or values[0] is None else torch.cat(values)
+    return Condition(**parts)
 
 
 Loss = Callable[[Any, torch.Generator], Tensor]
@@ -63,6 +88,8 @@ class Step:
             patients is given None, and returns losses of volumes that it makes up itself. All
             randomness comes from the generator, on the generator's device.
         repeats: turns of this step in one local step, e.g. 5 of a critic; each is charged.
+        decays: of Adam's two moving averages, from 0 to below 1; players of a game want the first
+            small, since the other player moves what it averages.
     """
 
     name: str
@@ -70,6 +97,7 @@ class Step:
     reads_patients: bool
     loss: Loss
     repeats: int = 1
+    decays: tuple[float, float] = (0.9, 0.999)
 
 
 class Family(nn.Module, ABC):
@@ -108,8 +136,8 @@ class Family(nn.Module, ABC):
 class Reconstructs(Protocol):
     """A family that can be asked how well it knows a volume."""
 
-    def reconstruct(self, volumes: Tensor) -> Tensor:
-        """Return (B, C, D, H, W) in [-1, 1] for (B, C, D, H, W); the same input, the same bits."""
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Return volumes (B, C, D, H, W) in [-1, 1] as it knows them; the same batch, same bits."""
         ...
 
 

@@ -156,15 +156,15 @@ class ConditionalVae(Family):
         return -voxels * (self.loss(batch, generator) / scale + math.log(2 * scale))
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the decoded posterior means, (B, 1, D, H, W) in [-1, 1]; nothing is drawn.
 
         Raises:
             PlanError: the condition is missing or does not fit.
         """
-        told = self._told(condition, len(volumes))
+        told = self._told(batch.condition, len(batch.volumes))
         mean, _ = self._guided(told)
-        posterior = self._encode(volumes, mean, told)
+        posterior = self._encode(batch.volumes, mean, told)
         return (mean + self._decode(*(latent.mean for latent in posterior))).clamp(-1, 1)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..study.errors import PlanError
-from .base import Condition
+from .base import Condition, Family
 
 Kind = Literal["none", "class", "attributes", "mask", "source"]
 
@@ -26,12 +26,14 @@ class Conditioning:
         classes: of a label, or structures of a mask with the background.
         attributes: numbers that a volume is told.
         shape: of a volume, (D, H, W).
+        weights: how often each class is drawn, in proportion; none where all are drawn alike.
     """
 
     kind: Kind
     classes: int
     attributes: int
     shape: tuple[int, int, int]
+    weights: tuple[float, ...] = ()
 
     @property
     def numbers(self) -> int:
@@ -60,11 +62,27 @@ class Conditioning:
             return hot.movedim(-1, 1).float().contiguous()
         return condition.source if condition.attributes is None else condition.attributes
 
+    def prior(self, n: int, generator: torch.Generator) -> Condition:
+        """Draw `n` conditions from public knowledge alone: classes by weight, attributes uniformly.
+
+        Raises:
+            PlanError: the family is told an image, and no image is public by itself.
+        """
+        if self.planes:
+            raise PlanError(
+                f"a {self.kind} cannot be drawn",
+                got="no images",
+                expected=f"one {self.kind} a volume",
+                hint="give images that may be used",
+            )
+        return self.example(n, generator)
+
     def example(self, n: int, generator: torch.Generator) -> Condition:
-        """Draw `n` conditions of the right form that mean nothing, for checks and estimates."""
+        """Draw `n` conditions of the right form; images are of noise, for checks and estimates."""
         draw, device = generator, generator.device
         if self.kind == "class":
-            label = torch.randint(self.classes, (n,), generator=draw, device=device)
+            weights = torch.tensor(self.weights or (1.0,) * self.classes, device=device)
+            label = torch.multinomial(weights, n, replacement=True, generator=draw)
             return Condition(label=label)
         if self.kind == "mask":
             shape = (n, 1, *self.shape)
@@ -113,6 +131,12 @@ class Conditioning:
             expected = f"int64 from 0 to {self.classes - 1}"
         if not fits:
             raise PlanError(f"the condition {name} is out of range", expected=expected)
+
+
+def conditioning_of(family: Family, shape: tuple[int, int, int]) -> Conditioning:
+    """Return what a family is told; `shape` is that of its volumes, (D, H, W)."""
+    told = getattr(getattr(family, "spec", None), "conditioning", None)
+    return told if isinstance(told, Conditioning) else Conditioning("none", 0, 0, shape)
 
 
 def _is(value: Tensor | None) -> bool:

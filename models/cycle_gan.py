@@ -18,6 +18,8 @@ from .translator import Translator
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
+DECAYS = 0.5, 0.999  # of Adam, as in the paper
+
 
 class CycleGanSpec(Table):
     """The settings of a CycleGAN; with the shape they rebuild it."""
@@ -83,10 +85,11 @@ class CycleGan(Family):
         """
         if stage not in self.stages:
             raise PlanError("unknown stage", got=stage, expected=" or ".join(self.stages))
+        translators = trained(self, "there", "back")
         critics = trained(self, "critic", "source_critic")
         return (
-            Step("translators", trained(self, "there", "back"), True, self.translators_loss),
-            Step("critics", critics, True, self.critics_loss),
+            Step("translators", translators, True, self.translators_loss, decays=DECAYS),
+            Step("critics", critics, True, self.critics_loss, decays=DECAYS),
         )
 
     def translators_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -122,9 +125,9 @@ class CycleGan(Family):
         return first + second
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the volumes (B, 1, D, H, W) translated back and there again."""
-        rebuilt: Tensor = self.there(self.back(volumes))
+        rebuilt: Tensor = self.there(self.back(batch.volumes))
         return rebuilt
 
     @torch.no_grad()

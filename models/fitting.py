@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ..study.errors import ProcessError
-from .base import Batch, Family, Step
+from .base import Batch, Family, Step, rows_of
 
 Progress = Callable[[int, int, float], None]
 
@@ -18,7 +17,7 @@ Progress = Callable[[int, int, float], None]
 def fit(
     family: Family,
     stage: str,
-    volumes: Tensor,
+    public: Batch,
     *,
     steps: int,
     batch: int,
@@ -37,7 +36,7 @@ def fit(
     Args:
         family: trained in place.
         stage: one of `family.stages`.
-        volumes: public float32 (N, C, D, H, W) in [-1, 1], on the family's device.
+        public: N public volumes in [-1, 1] with what is told of them, on the family's device.
         steps: local steps, each of all the stage's turns, 1 or more.
         batch: volumes drawn for each step, with replacement.
         learning_rate: at the first step; it falls to a fiftieth.
@@ -61,8 +60,8 @@ def fit(
         for step, optimiser in turns:
             optimiser.param_groups[0]["lr"] = rate
             for _ in range(step.repeats):
-                drawn = torch.randint(len(volumes), (batch,), generator=generator)
-                given = Batch(volumes[drawn.to(volumes.device)]) if step.reads_patients else None
+                drawn = torch.randint(len(public.volumes), (batch,), generator=generator)
+                given = rows_of(public, drawn) if step.reads_patients else None
                 loss = step.loss(given, generator).mean()
                 optimiser.zero_grad()
                 loss.backward(inputs=optimiser.param_groups[0]["params"])
@@ -79,4 +78,5 @@ def fit(
 
 def _optimiser(family: Family, step: Step, learning_rate: float) -> torch.optim.Adam:
     weights = dict(family.named_parameters())
-    return torch.optim.Adam([weights[name] for name in step.parameters], lr=learning_rate)
+    moved = [weights[name] for name in step.parameters]
+    return torch.optim.Adam(moved, lr=learning_rate, betas=step.decays)

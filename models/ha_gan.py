@@ -20,6 +20,8 @@ from .groups import Groups
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
+DECAYS = 0.0, 0.999  # of Adam, as in the paper
+
 
 class HaGanSpec(Table):
     """The settings of an HA-GAN; with the shape they rebuild it."""
@@ -118,8 +120,8 @@ class HaGan(Family):
         generator = trained(self, "anatomy", "low", "high", "encoder", "code_encoder")
         critics = trained(self, "low_critic", "slab_critic")
         return (
-            Step("generator", generator, True, self.generator_loss),
-            Step("critics", critics, True, self.critics_loss),
+            Step("generator", generator, True, self.generator_loss, decays=DECAYS),
+            Step("critics", critics, True, self.critics_loss, decays=DECAYS),
         )
 
     def generator_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -158,9 +160,9 @@ class HaGan(Family):
         return whole + critic_loss("logistic", real, self.slab_critic(slab, places))
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the volumes (B, 1, D, H, W), each slab from its features; nothing is drawn."""
-        return torch.cat([self.high(self.encoder(slab)) for slab in self._slabs(volumes)], 2)
+        return torch.cat([self.high(self.encoder(slab)) for slab in self._slabs(batch.volumes)], 2)
 
     @torch.no_grad()
     def criticise(self, batch: Batch) -> Tensor:

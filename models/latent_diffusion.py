@@ -139,11 +139,11 @@ class LatentDiffusion(Family):
         return self.denoiser.error(latents, told, time, generator)
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the first stage's decoded latents, (B, 1, D, H, W) in [-1, 1]; no draw is made."""
         if isinstance(self.codes, Codes):
-            return self.codes.draw(self.codes.encode(volumes).indices)
-        return self.codes.decode(self.codes.posterior(volumes).mean).clamp(-1, 1)
+            return self.codes.draw(self.codes.encode(batch.volumes).indices)
+        return self.codes.decode(self.codes.posterior(batch.volumes).mean).clamp(-1, 1)
 
     @torch.no_grad()
     def sample(

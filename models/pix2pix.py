@@ -18,6 +18,8 @@ from .translator import Translator
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
+DECAYS = 0.5, 0.999  # of Adam, as in the paper
+
 
 class Pix2PixSpec(Table):
     """The settings of a pix2pix; with the shape they rebuild it."""
@@ -79,9 +81,10 @@ class Pix2Pix(Family):
         """
         if stage not in self.stages:
             raise PlanError("unknown stage", got=stage, expected=" or ".join(self.stages))
+        names = trained(self, "translator")
         return (
-            Step("translator", trained(self, "translator"), True, self.translator_loss),
-            Step("critic", trained(self, "critic"), True, self.critic_loss),
+            Step("translator", names, True, self.translator_loss, decays=DECAYS),
+            Step("critic", trained(self, "critic"), True, self.critic_loss, decays=DECAYS),
         )
 
     def translator_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -104,6 +107,12 @@ class Pix2Pix(Family):
             made = self.translator(given)
         real, fake = self._scores(given, batch.volumes), self._scores(given, made)
         return critic_loss("least-squares", real, fake)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Return the translations (B, 1, D, H, W) of the conditions: what was learned of a pair."""
+        volumes: Tensor = self.translator(self._given(batch.condition, len(batch.volumes)))
+        return volumes
 
     @torch.no_grad()
     def criticise(self, batch: Batch) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import tomli_w
 import torch
@@ -15,10 +15,14 @@ from ..study.schedule import Schedule, Stage
 from ..study.tables import Table
 from .alpha_wgan_gp import AlphaWganGp, AlphaWganGpSpec
 from .base import Family
+from .conditional_vae import ConditionalVae, ConditionalVaeSpec
+from .conditioning import Conditioning
+from .cycle_gan import CycleGan, CycleGanSpec
 from .diffusion import Diffusion, DiffusionSpec
 from .diffusion_25d import Diffusion25d, Diffusion25dSpec
 from .ha_gan import HaGan, HaGanSpec
 from .latent_diffusion import LatentDiffusion, LatentDiffusionSpec
+from .pix2pix import Pix2Pix, Pix2PixSpec
 from .pixel_cnn import PixelCnn, PixelCnnSpec
 from .slice_vae import SliceVae, SliceVaeSpec
 from .stylegan2 import StyleGan2, StyleGan2Spec
@@ -29,6 +33,18 @@ from .vqvae import Vqvae, VqvaeSpec
 from .wavelet_diffusion import WaveletDiffusion, WaveletDiffusionSpec
 from .wgan_gp import WganGp, WganGpSpec
 
+TOLD = ("condition", "classes", "attributes", "weights")
+"""Settings that follow from the plan's table [condition]."""
+
+
+TASKS = {
+    "none": "unconditional",
+    "class": "class",
+    "attributes": "attributes",
+    "mask": "mask to image",
+    "source": "translation",
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -37,7 +53,7 @@ class Entry:
     Attributes:
         family: the class.
         spec: its settings.
-        title: what the field calls it.
+        title: its usual abbreviation.
         source: the paper that it comes from.
     """
 
@@ -48,47 +64,29 @@ class Entry:
 
 
 FAMILIES: dict[str, Entry] = {
-    "vae": Entry(
-        Vae, VaeSpec, "variational autoencoder", "Kingma and Welling 2014, Rombach et al. 2022"
-    ),
-    "vqvae": Entry(
-        Vqvae, VqvaeSpec, "VQ-VAE with a causal prior", "van den Oord, Vinyals and Kavukcuoglu 2017"
-    ),
-    "vqgan": Entry(
-        Vqgan, VqganSpec, "VQ-GAN with a causal prior", "Esser et al. 2021, Khader et al. 2023"
-    ),
-    "slice-vae": Entry(
-        SliceVae, SliceVaeSpec, "slice VAE with a Gaussian stack", "Volokitin et al. 2020"
-    ),
-    "wgan-gp": Entry(
-        WganGp, WganGpSpec, "Wasserstein GAN with gradient penalty", "Gulrajani et al. 2017"
-    ),
-    "alpha-wgan-gp": Entry(
-        AlphaWganGp, AlphaWganGpSpec, "alpha-GAN with gradient penalty", "Kwon et al. 2019"
-    ),
-    "ha-gan": Entry(HaGan, HaGanSpec, "hierarchical amortised GAN", "Sun et al. 2022"),
-    "stylegan2": Entry(StyleGan2, StyleGan2Spec, "style-based GAN in 3D", "Hong et al. 2021"),
-    "diffusion": Entry(
-        Diffusion, DiffusionSpec, "denoising diffusion or rectified flow", "Dorjsembe et al. 2022"
-    ),
-    "diffusion-2.5d": Entry(
-        Diffusion25d, Diffusion25dSpec, "diffusion of slices on predecessors", "Peng et al. 2023"
-    ),
+    "vae": Entry(Vae, VaeSpec, "VAE", "Kingma and Welling 2014"),
+    "conditional-vae": Entry(ConditionalVae, ConditionalVaeSpec, "CVAE", "Sohn et al. 2015"),
+    "vqvae": Entry(Vqvae, VqvaeSpec, "VQ-VAE", "van den Oord et al. 2017"),
+    "vqgan": Entry(Vqgan, VqganSpec, "VQ-GAN", "Esser et al. 2021, Khader et al. 2023"),
+    "slice-vae": Entry(SliceVae, SliceVaeSpec, "2D slice VAE", "Volokitin et al. 2020"),
+    "wgan-gp": Entry(WganGp, WganGpSpec, "WGAN-GP", "Gulrajani et al. 2017"),
+    "alpha-wgan-gp": Entry(AlphaWganGp, AlphaWganGpSpec, "alpha-WGAN-GP", "Kwon et al. 2019"),
+    "ha-gan": Entry(HaGan, HaGanSpec, "HA-GAN", "Sun et al. 2022"),
+    "stylegan2": Entry(StyleGan2, StyleGan2Spec, "3D-StyleGAN", "Hong et al. 2021"),
+    "pix2pix": Entry(Pix2Pix, Pix2PixSpec, "pix2pix", "Isola et al. 2017"),
+    "cycle-gan": Entry(CycleGan, CycleGanSpec, "CycleGAN", "Zhu et al. 2017"),
+    "diffusion": Entry(Diffusion, DiffusionSpec, "DDPM", "Dorjsembe et al. 2022"),
+    "diffusion-2.5d": Entry(Diffusion25d, Diffusion25dSpec, "2.5D DDPM", "Peng et al. 2023"),
     "latent-diffusion": Entry(
-        LatentDiffusion,
-        LatentDiffusionSpec,
-        "latent diffusion (LDM)",
-        "Rombach et al. 2022, Pinaya et al. 2022",
+        LatentDiffusion, LatentDiffusionSpec, "LDM", "Pinaya et al. 2022, Khader et al. 2023"
     ),
     "wavelet-diffusion": Entry(
-        WaveletDiffusion, WaveletDiffusionSpec, "wavelet diffusion (WDM)", "Friedrich et al. 2024"
+        WaveletDiffusion, WaveletDiffusionSpec, "WDM", "Friedrich et al. 2024"
     ),
     "vq-transformer": Entry(
-        VqTransformer, VqTransformerSpec, "codes and a transformer", "Pinaya et al. 2022"
+        VqTransformer, VqTransformerSpec, "VQ + transformer", "Pinaya et al. 2022"
     ),
-    "pixel-cnn": Entry(
-        PixelCnn, PixelCnnSpec, "3D PixelCNN, for small volumes", "Salimans et al. 2017"
-    ),
+    "pixel-cnn": Entry(PixelCnn, PixelCnnSpec, "3DPixelCNN", "Salimans et al. 2017"),
 }
 
 
@@ -98,7 +96,7 @@ class Description:
 
     Attributes:
         name: the family's name in a study file.
-        title: what the field calls it.
+        title: its usual abbreviation.
         tasks: what it can be trained for.
         stages: trained one after the other.
         parameters: trained numbers at the default settings.
@@ -130,7 +128,7 @@ def describe() -> tuple[Description, ...]:
             Description(
                 name=name,
                 title=entry.title,
-                tasks=("unconditional",),
+                tasks=tuple(TASKS[kind] for kind in _kinds(entry.spec)),
                 stages=family.stages,
                 parameters=sum(weight.numel() for weight in family.parameters()),
                 privacy="yes",
@@ -140,32 +138,75 @@ def describe() -> tuple[Description, ...]:
     return tuple(rows)
 
 
+def _kinds(spec: type[Table]) -> tuple[str, ...]:
+    """Return the kinds of condition that a family can be told."""
+    if "condition" in spec.model_fields:
+        return get_args(spec.model_fields["condition"].annotation)
+    takes = getattr(spec.model_validate({"shape": (64, 64, 64)}), "conditioning", None)
+    return (takes.kind if takes else "none",)
+
+
 def check(plan: StudyPlan) -> Table:
     """Return the spec that the plan asks for.
 
     Raises:
         PlanError: unknown family, settings that are wrong (it names every wrong key at once), or a
-            condition, which no site reads from its cohort yet.
+            condition that the family does not take, or needs.
     """
     if plan.family not in FAMILIES:
         known = ", ".join(names())
         raise PlanError("unknown family", got=plan.family, expected=known, hint="voxfed models")
-    if "shape" in plan.settings:
-        raise PlanError("settings.shape: unknown key", hint="the shape stands in [volumes]")
-    table = {**plan.settings, "shape": list(plan.volumes.shape)}
+    for key, where in {"shape": "volumes", **dict.fromkeys(TOLD, "condition")}.items():
+        if key in plan.settings:
+            raise PlanError(f"settings.{key}: unknown key", hint=f"it stands in [{where}]")
+    made = FAMILIES[plan.family].spec
+    table = {**plan.settings, **_told(plan, made), "shape": list(plan.volumes.shape)}
     try:
         text = tomli_w.dumps(table).encode()
     except (TypeError, ValueError):
         raise PlanError("the settings hold a value that TOML has not") from None
-    spec = FAMILIES[plan.family].spec.parse(text, file="the table [settings]", error=PlanError)
-    condition = getattr(spec, "condition", "none")
-    if condition != "none":
-        raise PlanError(
-            "settings.condition: sites do not read conditions from their cohorts yet",
-            got=condition,
-            expected="none",
-        )
+    spec = made.parse(text, file="the table [settings]", error=PlanError)
+    takes = getattr(spec, "conditioning", None)
+    _check_condition(plan, takes.kind if takes else "none")
     return spec
+
+
+def conditioning(plan: StudyPlan) -> Conditioning:
+    """Return what the plan's family is told, with the plan's weights of classes.
+
+    Raises:
+        PlanError: as in `check`.
+    """
+    takes = getattr(check(plan), "conditioning", None)
+    if plan.condition is None or takes is None:
+        return Conditioning("none", 0, 0, plan.volumes.shape)
+    return replace(takes, weights=plan.condition.weights)
+
+
+def _told(plan: StudyPlan, spec: type[Table]) -> dict[str, Any]:
+    """Return the settings that follow from the plan's condition, as far as the family has them."""
+    if plan.condition is None:
+        return {}
+    told = {
+        "condition": plan.condition.kind,
+        "classes": plan.condition.classes,
+        "attributes": plan.condition.attributes,
+        "weights": list(plan.condition.weights),
+    }
+    return {key: value for key, value in told.items() if key in spec.model_fields}
+
+
+def _check_condition(plan: StudyPlan, takes: str) -> None:
+    given = plan.condition.kind if plan.condition else "none"
+    if given != takes:
+        raise PlanError(
+            f"the family {plan.family} is told another condition",
+            got=given,
+            expected=takes,
+            hint="change the table [condition], or leave it out"
+            if given != "none"
+            else "add a table [condition]: what each volume's condition is read from",
+        )
 
 
 def faults(values: Mapping[str, Any]) -> list[str]:

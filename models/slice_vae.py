@@ -204,9 +204,9 @@ class SliceVae(Family):
         return likelihood + self.stack.log_density(codes) - taken
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the decoded posterior means, (B, 1, D, H, W) in [-1, 1]; nothing is drawn."""
-        return self._decode(self._encode(volumes).mean).clamp(-1, 1)
+        return self._decode(self._encode(batch.volumes).mean).clamp(-1, 1)
 
     @torch.no_grad()
     def sample(

@@ -61,6 +61,38 @@ def load_into(family: Family, tensors: Mapping[str, Tensor]) -> None:
     family.load_state_dict(dict(tensors))
 
 
+def stage_tensors(family: Family, stage: str) -> dict[str, Tensor]:
+    """Return the family's tensors of one stage, in the family's order.
+
+    They are those whose names begin, up to the first dot, as those of the stage's parameters do;
+    no two stages of a family share such a part.
+
+    Raises:
+        PlanError: the family has no such stage.
+    """
+    parts = {_part(name) for step in family.steps(stage) for name in step.parameters}
+    return {name: t for name, t in family.state_dict().items() if _part(name) in parts}
+
+
+def load_stage(family: Family, stage: str, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of one stage into the family, from a file of that stage or of a whole model.
+
+    Tensors of other parts are left out, so that the released weights of any family with the same
+    part do: the codes and critic of a vqgan start a latent-diffusion and a vq-transformer. Within
+    the stage's parts every name, shape and dtype must be the family's own.
+
+    Raises:
+        PlanError: the family has no such stage.
+        WireError: the tensors do not fit; the family is then as it was.
+    """
+    wanted = stage_tensors(family, stage)
+    parts = {_part(name) for name in wanted}
+    found = {name: tensor for name, tensor in tensors.items() if _part(name) in parts}
+    refuse_unlike(found, wanted)
+    _refuse_non_finite(found)
+    family.load_state_dict(found, strict=False)
+
+
 def refuse_unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise WireError unless names, shapes and dtypes of the two are the same."""
     odd = sorted(set(tensors) ^ set(expected))
@@ -84,3 +116,8 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
     for name in sorted(tensors):
         if not bool(torch.isfinite(tensors[name]).all()):
             raise WireError(f"the tensor {name[:200]} holds NaN or infinity", expected="finite")
+
+
+def _part(name: str) -> str:
+    """Return the part of the family that a tensor's name begins with."""
+    return name.partition(".")[0]

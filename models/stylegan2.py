@@ -22,6 +22,8 @@ from .generator import Smooth
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
+DECAYS = 0.0, 0.99  # of Adam, as in the paper
+
 
 class StyleGan2Spec(Table):
     """The settings of a StyleGAN2; with the shape they rebuild it."""
@@ -59,6 +61,9 @@ class StyleGan2Spec(Table):
     attributes: Width = Field(
         default=1, description='numbers, where condition is "attributes", 1 or more'
     )
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(), description="how often the generator is told each class; none for all alike"
+    )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
 
     @field_validator("shape")
@@ -72,7 +77,7 @@ class StyleGan2Spec(Table):
     @property
     def conditioning(self) -> Conditioning:
         """What a volume is told; a generator's turn draws it uniformly, and reads nobody."""
-        return Conditioning(self.condition, self.classes, self.attributes, self.shape)
+        return Conditioning(self.condition, self.classes, self.attributes, self.shape, self.weights)
 
 
 class ModulatedConvolution(nn.Module):
@@ -196,8 +201,8 @@ class StyleGan2(Family):
         generator = trained(self, "mapping", "synthesis")
         turns = self.spec.critic_turns
         return (
-            Step("critic", trained(self, "critic"), True, self.critic_loss, turns),
-            Step("generator", generator, False, self.generator_loss),
+            Step("critic", trained(self, "critic"), True, self.critic_loss, turns, DECAYS),
+            Step("generator", generator, False, self.generator_loss, decays=DECAYS),
         )
 
     def critic_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -218,7 +223,7 @@ class StyleGan2(Family):
     def generator_loss(self, batch: None, generator: torch.Generator) -> Tensor:
         """Return the loss of volumes that the generator makes up, (generated,); reads nobody."""
         n = self.spec.generated
-        told = self._told(self.spec.conditioning.example(n, generator), n)
+        told = self._told(self.spec.conditioning.prior(n, generator), n)
         return generator_loss("logistic", self.critic(self._generate(n, told, generator), told))
 
     @torch.no_grad()

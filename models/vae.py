@@ -153,9 +153,9 @@ class Vae(Family):
         return size.flatten(1).mean(1) + self.spec.kl_weight * nats_per_voxel
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the decoded posterior means, (B, 1, D, H, W) in [-1, 1]; nothing is drawn."""
-        code, grid = self._encode(volumes)
+        code, grid = self._encode(batch.volumes)
         return self._decode(code.mean, grid.mean).clamp(-1, 1)
 
     @torch.no_grad()

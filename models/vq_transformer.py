@@ -11,7 +11,7 @@ from torch import Tensor
 from ..study.errors import PlanError
 from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
-from .codes import Codes, CodesSpec
+from .codes import DECAYS, Codes, CodesSpec
 from .conditioning import Conditioning
 from .critic import trained
 from .transformer_codes import TransformerCodes
@@ -96,12 +96,12 @@ class VqTransformer(Family):
         """
         if stage not in self.stages:
             raise PlanError("unknown stage", got=stage, expected=" or ".join(self.stages))
+        names = trained(self, stage)
         if stage == "transformer":
-            names = trained(self, stage)
             return (Step(stage, names, reads_patients=True, loss=self.transformer_loss),)
         if self.critic is not None:
             return judged_steps(self, self.codes, self.critic)
-        return (Step(stage, trained(self, stage), reads_patients=True, loss=self.codes_loss),)
+        return (Step(stage, names, reads_patients=True, loss=self.codes_loss, decays=DECAYS),)
 
     def codes_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return each volume's error and what its codes pay, (B,); nothing is drawn."""
@@ -131,9 +131,9 @@ class VqTransformer(Family):
         return density + self._worth(indices, batch.condition)
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the decoded codes, (B, 1, D, H, W) in [-1, 1]; nothing is drawn."""
-        return self.codes.draw(self.codes.encode(volumes).indices)
+        return self.codes.draw(self.codes.encode(batch.volumes).indices)
 
     @torch.no_grad()
     def sample(

@@ -11,7 +11,7 @@ from ..study.errors import PlanError
 from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .causal_codes import CausalCodes
-from .codes import Codes, CodesSpec
+from .codes import DECAYS, Codes, CodesSpec
 from .critic import critic_loss, generator_loss, patch_critic, trained
 from .groups import Groups
 from .vae import Width
@@ -72,8 +72,8 @@ def judged_steps(family: Family, codes: Codes, critic: CodesCritic) -> tuple[Ste
         return critic.critic_loss(codes, batch.volumes)
 
     return (
-        Step("codes", trained(family, "codes"), reads_patients=True, loss=codes_loss),
-        Step("critic", trained(family, "critic"), reads_patients=True, loss=judge_loss),
+        Step("codes", trained(family, "codes"), True, codes_loss, decays=DECAYS),
+        Step("critic", trained(family, "critic"), True, judge_loss, decays=DECAYS),
     )
 
 
@@ -147,9 +147,9 @@ class Vqgan(Family):
         return density + worth
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the decoded codes, (B, 1, D, H, W) in [-1, 1]; nothing is drawn."""
-        return self.codes.draw(self.codes.encode(volumes).indices)
+        return self.codes.draw(self.codes.encode(batch.volumes).indices)
 
     @torch.no_grad()
     def sample(

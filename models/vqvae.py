@@ -10,7 +10,7 @@ from ..study.errors import PlanError
 from ..study.tables import Table
 from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .causal_codes import CausalCodes
-from .codes import Codes, CodesSpec
+from .codes import DECAYS, Codes, CodesSpec
 from .critic import trained
 from .vae import Width
 
@@ -56,8 +56,10 @@ class Vqvae(Family):
         """
         if stage not in self.stages:
             raise PlanError("unknown stage", got=stage, expected=" or ".join(self.stages))
-        loss = self.codes_loss if stage == "codes" else self.prior_loss
-        return (Step(stage, trained(self, stage), reads_patients=True, loss=loss),)
+        names = trained(self, stage)
+        if stage == "prior":
+            return (Step(stage, names, reads_patients=True, loss=self.prior_loss),)
+        return (Step(stage, names, reads_patients=True, loss=self.codes_loss, decays=DECAYS),)
 
     def codes_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return each volume's error and what its codes pay, (B,); nothing is drawn."""
@@ -82,9 +84,9 @@ class Vqvae(Family):
         return density + worth
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return the decoded codes, (B, 1, D, H, W) in [-1, 1]; nothing is drawn."""
-        return self.codes.draw(self.codes.encode(volumes).indices)
+        return self.codes.draw(self.codes.encode(batch.volumes).indices)
 
     @torch.no_grad()
     def sample(

@@ -18,14 +18,16 @@ from .groups import Groups
 
 Width = Annotated[int, Field(ge=1, le=1024)]
 
+DECAYS = 0.0, 0.9  # of Adam, as in the paper
+
 
 class WganGpSpec(Table):
     """The settings of a WGAN-GP; with the shape they rebuild it."""
 
     loss: Literal["wasserstein", "hinge", "least-squares"] = Field(
         default="wasserstein",
-        description='"wasserstein" (with gradient penalty), "hinge" (with spectral norm) or '
-        '"least-squares"',
+        description='"wasserstein" (with gradient penalty), "hinge" or "least-squares" (both with '
+        "spectral norm)",
     )
     penalty: float = Field(
         default=10.0, ge=0, le=1e4, description="weight of the gradient penalty, e.g. 10"
@@ -59,6 +61,9 @@ class WganGpSpec(Table):
     attributes: Width = Field(
         default=1, description='numbers, where condition is "attributes", 1 or more'
     )
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(), description="how often the generator is told each class; none for all alike"
+    )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")
 
     @field_validator("shape")
@@ -72,7 +77,7 @@ class WganGpSpec(Table):
     @property
     def conditioning(self) -> Conditioning:
         """What a volume is told; a generator's turn draws it uniformly, and reads nobody."""
-        return Conditioning(self.condition, self.classes, self.attributes, self.shape)
+        return Conditioning(self.condition, self.classes, self.attributes, self.shape, self.weights)
 
 
 class WganGp(Family):
@@ -94,7 +99,10 @@ class WganGp(Family):
             spec.shape, spec.code + numbers, spec.channels, spec.groups
         )
         self.critic = Critic(
-            spec.shape, spec.critic_channels, conditions=numbers, spectral=spec.loss == "hinge"
+            spec.shape,
+            spec.critic_channels,
+            conditions=numbers,
+            spectral=spec.loss != "wasserstein",
         )
 
     def steps(self, stage: str) -> tuple[Step, ...]:
@@ -112,12 +120,14 @@ class WganGp(Family):
                 reads_patients=True,
                 loss=self.critic_loss,
                 repeats=self.spec.critic_turns,
+                decays=DECAYS,
             ),
             Step(
                 "generator",
                 trained(self, "generator"),
                 reads_patients=False,
                 loss=self.generator_loss,
+                decays=DECAYS,
             ),
         )
 
@@ -142,7 +152,7 @@ class WganGp(Family):
     def generator_loss(self, batch: None, generator: torch.Generator) -> Tensor:
         """Return the generator's loss of volumes that it makes up, (generated,); reads nobody."""
         n = self.spec.generated
-        told = self._told(self.spec.conditioning.example(n, generator), n)
+        told = self._told(self.spec.conditioning.prior(n, generator), n)
         return generator_loss(self.spec.loss, self.critic(self._generate(n, told, generator), told))
 
     @torch.no_grad()

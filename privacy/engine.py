@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.base import Batch, Step
+from ..models.base import Batch, Step, joined
 from . import sampling
 from .clipping import clip_weights
-from .gradients.patients import PatientGradients, joined
+from .gradients.patients import PatientGradients
 from .noise import add_noise
 
 Load = Callable[[str], Sequence[Batch]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.base import Batch, Family, Step
+from ..models.conditioning import conditioning_of
 from ..study.errors import Refusal
 from .gradients.draws import Draws
 from .gradients.nudge import nudged
@@ -41,7 +42,7 @@ def inspect_family(family: Family, shape: tuple[int, int, int]) -> None:
     _refuse_strays(family)
     _refuse_ties(family)
     _refuse_batch_norm(family)
-    batch = example(shape, next(family.parameters()).device)
+    batch = example(family, shape)
     steps = [step for stage in family.stages for step in family.steps(stage)]
     reading = [step for step in steps if step.reads_patients]
     was_training = family.training
@@ -58,10 +59,15 @@ def inspect_family(family: Family, shape: tuple[int, int, int]) -> None:
         family.train(was_training)
 
 
-def example(shape: tuple[int, int, int], device: torch.device) -> Batch:
-    """Return two random volumes (2, 1, D, H, W) in [-1, 1]: nobody's, the same in every run."""
-    draw = torch.Generator().manual_seed(0)
-    return Batch(volumes=(torch.rand((2, 1, *shape), generator=draw) * 2 - 1).to(device))
+def example(family: Family, shape: tuple[int, int, int]) -> Batch:
+    """Return two random volumes (2, 1, D, H, W) in [-1, 1] with what the family is told of them.
+
+    They are nobody's, the same in every run, and on the family's device.
+    """
+    draw, device = torch.Generator().manual_seed(0), next(family.parameters()).device
+    volumes = torch.rand((2, 1, *shape), generator=draw) * 2 - 1
+    told = conditioning_of(family, shape).example(2, draw)
+    return Batch(volumes.to(device), told.mapped(lambda part: part.to(device)))
 
 
 def _refuse_strays(family: Family) -> None:
@@ -144,9 +150,7 @@ def _check_mixing(family: Family, step: Step, batch: Batch) -> None:
     """Compare each volume's loss beside two different volumes, and after two different batches."""
     first = _losses(family, step, batch).detach()
     for kept in (0, 1):
-        volumes = batch.volumes.clone()
-        volumes[1 - kept] = 1.0  # as unlike a random volume as can be: in mean, spread and size
-        second = _losses(family, step, Batch(volumes=volumes)).detach()
+        second = _losses(family, step, _with_other(batch, 1 - kept)).detach()
         if first.shape != (2,) or not _close(first[kept], second[kept]):
             raise Refusal(
                 f"the loss of step {step.name} mixes the volumes of two patients",
@@ -159,7 +163,7 @@ def _check_mixing(family: Family, step: Step, batch: Batch) -> None:
 def _check_blindness(family: Family, step: Step, reading: list[Step], batch: Batch) -> None:
     """Run the step without a batch, after each of two different patients was seen."""
     found = []
-    for seen in (batch, Batch(volumes=torch.ones_like(batch.volumes))):
+    for seen in (batch, _with_other(_with_other(batch, 0), 1)):
         for one in reading:
             _turn(family, one, seen)
         try:
@@ -204,6 +208,20 @@ def _losses(family: Family, step: Step, batch: Batch | None) -> Tensor:
         torch.manual_seed(2)
         losses: Tensor = step.loss(batch, draws.generator)
     return losses
+
+
+def _with_other(batch: Batch, row: int) -> Batch:
+    """Return the batch with another patient in a row: the volume and what is told of it."""
+    volumes = batch.volumes.clone()
+    volumes[row] = 1.0  # as unlike a random volume as can be: in mean, spread and size
+    return Batch(volumes, batch.condition.mapped(lambda part: _turned(part, row)))
+
+
+def _turned(part: Tensor, row: int) -> Tensor:
+    """Return a condition with another row: classes and structures 0 and 1 change places."""
+    turned = part.clone()
+    turned[row] = 1.0 if part.is_floating_point() else (part[row] == 0).to(part.dtype)
+    return turned
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from ..models.base import Condition
 from ..models.pictures import contact_sheet
-from ..models.registry import build
+from ..models.registry import build, conditioning
 from ..models.state import from_bytes, load_into
 from ..models.synthetic import write_synthetic
 from ..models.trained import add_adapters
-from ..study.errors import Refusal, UsageError
+from ..study.errors import PlanError, Refusal, UsageError
 from ..study.plan import StudyPlan
 from .bundle import MODEL, WEIGHTS, bundle_digest
 from .release import Verdict
@@ -27,6 +28,7 @@ def draw_samples(
     n: int,
     folder: Path,
     *,
+    told: Callable[[StudyPlan], Sequence[Condition]] | None = None,
     seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -36,6 +38,8 @@ def draw_samples(
         bundle: a release bundle, whose files are checked against its attestation.
         n: how many, 1 or more.
         folder: made if it is not there.
+        told: gives what the volumes are to show, each of one row, taken in turn; None draws classes
+            and attributes from the plan's prior.
         seed: makes the volumes repeatable; None takes the operating system's randomness.
         progress: called with what is done and the total.
 
@@ -43,6 +47,7 @@ def draw_samples(
         VerificationError: a file of the bundle was changed.
         Refusal: the audit blocked the release, since samples of such a model may be patients.
         UsageError: fewer than one volume is asked for.
+        PlanError: the model needs images to start from.
     """
     if n < 1:
         raise UsageError("nothing to draw", got=n, expected="1 or more")
@@ -64,10 +69,19 @@ def draw_samples(
         generator.seed()
     else:
         generator.manual_seed(seed)
+    given, takes = list(told(plan)) if told else [], conditioning(plan)
+    if takes.planes and not given:
+        raise PlanError(
+            "the model starts from images",
+            got="none",
+            expected=f"a {takes.kind} a volume",
+            hint="name a NIfTI file, or a folder of them, with --condition",
+        )
     digest, files, kept = bundle_digest(bundle), [], []
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, n + 1):
-        volume = family.sample(1, generator=generator)
+        row = given[(number - 1) % len(given)] if given else takes.prior(1, generator)
+        volume = family.sample(1, condition=row, generator=generator)
         path = folder / f"synthetic-{number:04d}.nii.gz"
         write_synthetic(path, volume[0, 0].numpy(), plan.volumes.spacing, digest=digest)
         files.append(path)

@@ -10,8 +10,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..study.errors import VoxfedError
 from .coordinator import Coordinator
+from .examination import Examination
 from .exchange import Exchange
-from .rounds import Rounds, describe
+from .inquiry import describe
+from .rounds import Rounds
 from .store import Store
 from .superlink import FOLDER_VARIABLE
 
@@ -30,11 +32,15 @@ def main(grid: Grid, context: Context) -> None:
         return
     store = Store(coordinator.studies / str(wanted["study"]))
     try:
-        rounds = Rounds(coordinator, exchange, store)
         if wanted["task"] == "train":
-            rounds.train()
+            Rounds(coordinator, exchange, store).train()
         else:
-            rounds.audit(deadline, int(wanted["samples"]))
+            examination = Examination(coordinator, exchange, store, deadline)
+            samples = int(wanted["samples"])
+            if wanted["task"] == "audit":
+                examination.audit(samples)
+            else:
+                examination.evaluate(samples, Path(str(wanted["extractor"])))
     except VoxfedError as fault:
         store.show(state="failed", error=fault.message, hint=fault.hint, exit_code=fault.exit_code)
         raise

@@ -111,10 +111,15 @@ def versions() -> dict[str, str]:
 
 
 def samples_of(store: Store, finished: Round, n: int, seed: int = 0) -> Any:
-    """Return n synthetic volumes (n, C, D, H, W) of a round's weights."""
+    """Return n synthetic volumes (n, C, D, H, W) of a round's weights, told what the prior draws.
+
+    Raises:
+        PlanError: the family starts from images, of which a coordinator has none.
+    """
     import torch
 
     from ..models.registry import build as build_family
+    from ..models.registry import conditioning
     from ..models.state import from_bytes, load_into
     from ..models.trained import add_adapters
 
@@ -124,11 +129,14 @@ def samples_of(store: Store, finished: Round, n: int, seed: int = 0) -> Any:
         add_adapters(family)
     load_into(family, from_bytes(finished.weights))
     family.eval()
-    with torch.no_grad():
-        return family.sample(n, generator=torch.Generator().manual_seed(seed)).numpy()
+    generator = torch.Generator().manual_seed(seed)
+    told = conditioning(plan).prior(n, generator)
+    return family.sample(n, condition=told, generator=generator).numpy()
 
 
-def _picture(store: Store, last: Round) -> bytes:
+def _picture(store: Store, last: Round) -> bytes | None:
     from ..models.pictures import contact_sheet_png
 
+    if store.plan.condition and store.plan.condition.kind in ("mask", "source"):
+        return None  # it would take a patient's
     return contact_sheet_png([("synthetic volumes", samples_of(store, last, SHOWN))])

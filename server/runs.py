@@ -40,7 +40,7 @@ def submit_and_follow(
             if progress != seen:
                 seen = progress
                 watch(progress)
-            if progress.get("state") in ("finished", "audited"):
+            if progress.get("state") in ("finished", "audited", "evaluated"):
                 return progress
             if progress.get("state") == "failed":
                 raise _failure(progress)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from ..study.errors import PlanError, VerificationError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..study.errors import PlanError, VerificationError, WireError
 from ..study.identity import sign_envelope
 from ..study.journal import GENESIS
 from ..study.messages import hash_of
-from ..study.plan import StudyPlan
+from ..study.plan import StartFile, StudyPlan
 from ..study.record import RoundRecord
+from ..study.schedule import Schedule
 from .coordinator import Coordinator
 from .store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.base import Family
 
 PLAN_TYPE = "application/vnd.voxfed.plan.v1+toml"
 
@@ -62,29 +73,106 @@ def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, dict[str, list[
     """Return the first tensors as safetensors, and what each stage trains.
 
     Raises:
-        PlanError: the public weights are not there, not the ones named, or do not fit the family.
+        PlanError: the public weights are not there, not the ones named, or do not fit the family;
+            or a stage would learn on one that stays at random weights, or has nothing to learn.
     """
-    from ..models.registry import build
-    from ..models.state import from_bytes, load_into, tensors_of, to_bytes
+    from ..models.registry import build, schedule_of
+    from ..models.state import tensors_of, to_bytes
     from ..models.trained import add_adapters, freeze_the_rest, stage_parameters
-    from ..study.errors import WireError
 
+    schedule = schedule_of(plan)
+    left_random(plan, schedule)
     family = build(plan)
-    if plan.start is not None:
-        path = store.folder / plan.start.weights
-        content = path.read_bytes() if path.is_file() else b""
-        if hash_of(content) != plan.start.sha256:
-            raise PlanError(
-                f"start.weights: {plan.start.weights} is not the file that the plan names",
-                got=f"sha256 {hash_of(content)[:12]}" if content else "no such file",
-                expected=f"sha256 {plan.start.sha256[:12]} in {store.folder}",
-            )
-        try:
-            load_into(family, from_bytes(content))
-        except WireError as fault:
-            raise PlanError(f"start.weights do not fit the family: {fault.message}") from None
+    load_public(family, plan, store.folder)
     if plan.trained == "adapters":
         add_adapters(family)
-    freeze_the_rest(family, plan.trained)
+    _refuse_idle_turns(family, schedule, set(freeze_the_rest(family, plan.trained)))
     trained = {stage: stage_parameters(family, stage) for stage in family.stages}
     return to_bytes(tensors_of(family)), trained
+
+
+def load_public(family: Family, plan: StudyPlan, folder: Path) -> None:
+    """Copy the public weights that the plan names into the family, whole or stage by stage.
+
+    The weights of a released model are such a file, for the family and for each of its stages.
+
+    Raises:
+        PlanError: a file is not there, not the one named, or does not fit; or the family has no
+            such stage.
+    """
+    from ..models.state import load_into, load_stage
+
+    if plan.start is None:
+        return
+    if plan.start.whole is not None:
+        with _fitting("start.weights"):
+            load_into(family, _public(plan.start.whole, "start.weights", folder))
+    for stage, file in plan.start.stages.items():
+        key = f"start.stages.{stage}"
+        if stage not in family.stages:
+            expected = " or ".join(family.stages)
+            raise PlanError(f"{key}: the family has no such stage", expected=expected)
+        with _fitting(key):
+            load_stage(family, stage, _public(file, f"{key}.weights", folder))
+
+
+def left_random(plan: StudyPlan, schedule: Schedule) -> list[str]:
+    """Return the stages that keep their random first weights to the end.
+
+    Raises:
+        PlanError: a later stage would learn on one of them.
+    """
+    found: list[str] = []
+    for stage in schedule.stages:
+        if stage.rounds and found:
+            raise PlanError(
+                f"stages.{found[0]}: {stage.name} would learn on random weights",
+                got="0 rounds and no public weights",
+                expected=f"rounds, or a [start.stages.{found[0]}] table",
+                hint=f"name public weights for {found[0]}, or train it",
+            )
+        if not stage.rounds and not (plan.start and plan.start.covers(stage.name)):
+            found.append(stage.name)
+    return found
+
+
+def _refuse_idle_turns(family: Family, schedule: Schedule, learning: set[str]) -> None:
+    """Refuse a trained stage of which a turn has nothing that learns, e.g. no attention."""
+    for stage in (x for x in schedule.stages if x.rounds):
+        for step in family.steps(stage.name):
+            if not learning & set(step.parameters):
+                raise PlanError(
+                    f"trained: the turn {step.name} of the stage {stage.name} has none of that",
+                    expected=f"another part, or 0 rounds of {stage.name}",
+                    hint=f"freeze the stage: {stage.name} = 0 under [stages], with public weights",
+                )
+
+
+def _public(file: StartFile, key: str, folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file after checking its digest."""
+    from ..models.state import from_bytes
+
+    path = folder / file.weights
+    content = path.read_bytes() if path.is_file() else b""
+    if hash_of(content) != file.sha256:
+        raise PlanError(
+            f"{key}: {file.weights} is not the file that the plan names",
+            got=f"sha256 {hash_of(content)[:12]}" if content else "no such file",
+            expected=f"sha256 {file.sha256[:12]} in {folder}",
+            hint="copy it there, e.g. with `voxfed study new NAME --plan FILE --weights FILE`",
+        )
+    return from_bytes(content)
+
+
+@contextmanager
+def _fitting(key: str) -> Iterator[None]:
+    """Turn what is wrong with tensors into what is wrong with the plan."""
+    try:
+        yield
+    except WireError as fault:
+        raise PlanError(
+            f"{key}: the tensors do not fit: {fault.what}",
+            got=fault.got,
+            expected=fault.expected,
+            hint="start from a file of the same settings and shape, trained without adapters",
+        ) from None

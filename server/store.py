@@ -134,13 +134,22 @@ class Store:
         parent = self.folder / "audits"
         parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".audit-"))
-        for site, reply in replies.items():
-            write(temporary / f"{site}.request", requests[site])
-            write(temporary / f"{site}.reply", reply)
-        write(temporary / "facts.json", canonical(facts))
+        _write_answers(temporary, requests, replies, facts)
         target = parent / f"{len(list(parent.glob('[0-9]*'))) + 1:03d}"
         temporary.rename(target)
         return target
+
+    def keep_evaluation(
+        self,
+        subject: str,
+        requests: dict[str, bytes],
+        replies: dict[str, bytes],
+        facts: dict[str, Any],
+    ) -> Path:
+        """Write signed requests and replies beside those of sites that answered before."""
+        folder = self.folder / "evaluations" / subject
+        _write_answers(folder, requests, replies, facts)
+        return folder
 
     def spent(self) -> dict[str, float | None]:
         """Return epsilon in each site's last signed reply, to a round or an audit."""
@@ -154,3 +163,12 @@ class Store:
     def audits(self) -> list[Path]:
         """Return the folders of finished audits, oldest first."""
         return sorted(p.parent for p in (self.folder / "audits").glob("*/audit.json"))
+
+
+def _write_answers(
+    folder: Path, requests: dict[str, bytes], replies: dict[str, bytes], facts: dict[str, Any]
+) -> None:
+    for site, reply in replies.items():
+        write(folder / f"{site}.request", requests[site])
+        write(folder / f"{site}.reply", reply)
+    write(folder / "facts.json", canonical(facts))

@@ -58,6 +58,9 @@ class RefusalCode(StrEnum):
     LINEAGE = "lineage"
     AUDITS_SPENT = "audits-spent"
     AUDIT_NOT_APPROVED = "audit-not-approved"
+    EVALUATIONS_SPENT = "evaluations-spent"
+    EVALUATION_NOT_APPROVED = "evaluation-not-approved"
+    TOO_FEW = "too-few"
     REPLY_LOST = "reply-lost"
     DEVICE = "device"
     DISK = "disk"
@@ -104,6 +107,33 @@ class AuditRequest(Header):
     lineage: str = Field(max_length=1 << 16)
     samples: int = Field(ge=0, le=4096)
     echo: Head | None = None
+
+
+class EvaluationRequest(Header):
+    """Asks how good the weights are: the payload is their bytes, then those of the extractor."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    site: Name
+    study: Name
+    plan_digest: Digest
+    lineage: str = Field(max_length=1 << 16)
+    weights_digest: Digest
+    weights_size: int = Field(gt=0)
+    extractor_digest: Digest
+    samples: int = Field(ge=8, le=512)
+    echo: Head | None = None
+
+    @property
+    def subject(self) -> str:
+        """SHA-256 of what is asked about; an evaluation of anything else is another one."""
+        return hash_of(canonical([self.weights_digest, self.extractor_digest, self.samples]))
+
+    def split(self, payload: bytes) -> tuple[bytes, bytes]:
+        """Return weights and extractor; raise VerificationError where they are not those named."""
+        parts = payload[: self.weights_size], payload[self.weights_size :]
+        if tuple(map(hash_of, parts)) != (self.weights_digest, self.extractor_digest):
+            raise VerificationError("weights or extractor are not those that the request names")
+        return parts
 
 
 class Description(Header):
@@ -168,6 +198,47 @@ class Audited(Header):
     pseudo_patients: bool
 
 
+class FigureRow(BaseModel):
+    """One figure of quality of one group of held-out patients, with its 95 % interval.
+
+    Attributes:
+        name: the figure, e.g. "KID".
+        group: "all", a sex or a band of ages in years.
+        value: the figure.
+        low: the interval's lower end.
+        high: its upper end.
+        n: patients or samples that it rests on.
+        real: the same figure for real volumes against real ones at that n, if there is one.
+        better: which way is better.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9 ,.:()/-]{0,59}$")
+    group: str = Field("all", pattern=r"^(all|sex [FMO]|age [0-9]{1,3} to [0-9]{1,3})$")
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=5)
+    real: float | None
+    better: Literal["higher", "lower", "as real"]
+
+
+class Evaluated(Header):
+    """A site's answer to an evaluation: figures of quality, exact and not covered by epsilon."""
+
+    kind: Literal["evaluated"] = "evaluated"
+    study: Name
+    request_digest: Digest
+    weights_digest: Digest
+    extractor_digest: Digest
+    samples: int
+    figures: tuple[FigureRow, ...] = Field(max_length=1024)
+    seconds: float = Field(ge=0)
+    flops: int = Field(ge=0)
+    memory: int | None = Field(ge=0)
+    pseudo_patients: bool
+
+
 class Refused(Header):
     """A site does not do what was asked; only the code leaves."""
 
@@ -185,8 +256,8 @@ class Receipt(Header):
     head: Head
 
 
-Request = DescribeRequest | OfferRequest | TrainRequest | AuditRequest
-Reply = Description | Decision | Update | Audited | Refused | Receipt
+Request = DescribeRequest | OfferRequest | TrainRequest | AuditRequest | EvaluationRequest
+Reply = Description | Decision | Update | Audited | Evaluated | Refused | Receipt
 Message = Request | Reply
 _HEADERS: TypeAdapter[Any] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from .condition import ConditionSettings, Percentiles, Rising
 from .errors import PlanError
 from .tables import Table
 
@@ -33,24 +34,10 @@ class VolumeSettings(Table):
     intensity: Literal["percentiles", "window"] = Field(
         "percentiles", description='"percentiles" (MRI) or "window" (CT, in HU)'
     )
-    percentiles: tuple[float, float] = Field(
+    percentiles: Percentiles = Field(
         (0.5, 99.5), description="two rising percentiles from 0 to 100, of each volume alone"
     )
-    window: tuple[float, float] = Field((-1000.0, 1000.0), description="lower and upper HU, rising")
-
-    @field_validator("percentiles", "window")
-    @classmethod
-    def _rising(cls, pair: tuple[float, float]) -> tuple[float, float]:
-        if not pair[0] < pair[1]:
-            raise ValueError("the first must be below the second")
-        return pair
-
-    @field_validator("percentiles")
-    @classmethod
-    def _in_percent(cls, pair: tuple[float, float]) -> tuple[float, float]:
-        if not (pair[0] >= 0 and pair[1] <= 100):
-            raise ValueError("outside 0 to 100")
-        return pair
+    window: Rising = Field((-1000.0, 1000.0), description="lower and upper HU, rising")
 
 
 class OptimiserSettings(Table):
@@ -86,6 +73,13 @@ class PrivacySettings(Table):
     audits: int = Field(
         2, ge=1, le=10, description="audits that a site answers in this study, 1 to 10"
     )
+    evaluations: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="evaluations that a site answers, 0 to 10; their figures leave exactly, and"
+        " epsilon does not cover them",
+    )
 
 
 class AggregationSettings(Table):
@@ -101,11 +95,42 @@ class AggregationSettings(Table):
     )
 
 
-class StartSettings(Table):
-    """Public weights that the first round starts from."""
+class StartFile(Table):
+    """A file of public weights, named by its digest."""
 
     weights: str = Field(description="a safetensors file beside the study file")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits, its SHA-256")
+
+
+class StartSettings(Table):
+    """Public weights that the first round starts from: of the whole family, or of some stages."""
+
+    weights: str | None = Field(None, description="a safetensors file beside the study file")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits, its SHA-256"
+    )
+    stages: dict[str, StartFile] = Field(
+        default_factory=dict, description="a [start.stages.NAME] table for each stage of them"
+    )
+
+    @model_validator(mode="after")
+    def _whole_or_stages(self) -> Self:
+        if (self.weights is None) != (self.sha256 is None):
+            raise ValueError("weights and sha256 belong together")
+        if (self.weights is None) == (not self.stages):
+            raise ValueError("give weights and sha256, or tables of stages, and not both")
+        return self
+
+    @property
+    def whole(self) -> StartFile | None:
+        """The file of the whole family, if it is one."""
+        if self.weights is None or self.sha256 is None:
+            return None
+        return StartFile(weights=self.weights, sha256=self.sha256)
+
+    def covers(self, stage: str) -> bool:
+        """Say whether a stage starts from public weights."""
+        return self.weights is not None or stage in self.stages
 
 
 class ReleaseRules(Table):
@@ -150,6 +175,7 @@ class StudyPlan(Table):
     volumes: VolumeSettings = Field(description="a [volumes] table")
     optimiser: OptimiserSettings = Field(description="an [optimiser] table")
     privacy: PrivacySettings = Field(description="a [privacy] table")
+    condition: ConditionSettings | None = Field(None, description="a [condition] table, or none")
     aggregation: AggregationSettings = Field(
         default_factory=AggregationSettings, description="an [aggregation] table"
     )
@@ -161,6 +187,13 @@ class StudyPlan(Table):
     def _bounded_draws(self) -> Self:
         if self.privacy.noise_multiplicity * self.privacy.volumes_per_patient > 1024:
             raise ValueError("volumes_per_patient x noise_multiplicity is over 1024")
+        return self
+
+    @model_validator(mode="after")
+    def _two_images(self) -> Self:
+        suffix = self.condition.suffix.lower() if self.condition else ""
+        if suffix and self.volumes.modality.lower() in ("", suffix):
+            raise ValueError("condition.suffix and volumes.modality must name two images")
         return self
 
     @classmethod

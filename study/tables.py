@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -63,9 +63,10 @@ def _field(model: type[BaseModel], where: list[str]) -> tuple[type[BaseModel], s
         if field is None:
             return model, description
         description = field.description or description
-        inner = field.annotation
-        if depth + 1 < len(where) and isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        kinds = get_args(field.annotation) or (field.annotation,)  # a table may be left out
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if depth + 1 < len(where) and inner:
+            model = inner[0]
     return model, description
 
 

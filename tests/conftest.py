@@ -8,10 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 from voxfed.models.phantoms import HOSPITALS, write_cohort
 
-sys.path.insert(0, str(Path(__file__).parent))  # for families.py
+sys.path.insert(0, str(Path(__file__).parent))  # for families.py and streams.py
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _steady() -> None:
+    """What a test draws from torch's global state is the same in every run and in any order."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

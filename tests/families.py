@@ -6,7 +6,8 @@ from typing import Any
 
 import tomli_w
 import torch
-from voxfed.models.base import Family
+from voxfed.models.base import Batch, Condition, Family
+from voxfed.models.conditioning import conditioning_of
 from voxfed.models.registry import FAMILIES, build
 from voxfed.study.plan import StudyPlan
 
@@ -14,6 +15,9 @@ DENOISER = {"channels": [8, 16], "groups": 4, "code": 4, "sampling_steps": 3}
 CODES = {"channels": [8, 8], "groups": 4, "entries": 16, "width": 4, "patch": 2}
 TINY: dict[str, dict[str, Any]] = {
     "vae": {"channels": [8, 16], "groups": 4, "latent_channels": 2, "code": 5},
+    "conditional-vae": {"channels": [8, 16], "groups": 4, "latent_channels": 2, "code": 5},
+    "pix2pix": {"channels": [8, 8], "critic_channels": 8, "critic_layers": 1, "groups": 4},
+    "cycle-gan": {"channels": [8, 8], "critic_channels": 8, "critic_layers": 1, "groups": 4},
     "wgan-gp": {
         "channels": [8, 8],
         "critic_channels": [4, 8],
@@ -63,6 +67,12 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "wavelet-diffusion": {"denoiser": DENOISER},
 }
+TOLD: dict[str, dict[str, Any]] = {
+    "conditional-vae": {"kind": "class", "column": "sex", "values": ["F", "M"]},
+    "pix2pix": {"kind": "source", "suffix": "T1w"},
+    "cycle-gan": {"kind": "source", "suffix": "T1w"},
+}
+"""What families are told that take no volume without; the others are told nothing."""
 SHAPE = (8, 12, 16)
 
 
@@ -79,8 +89,11 @@ def tiny_plan(name: str, shape: tuple[int, int, int] = SHAPE, **changes: Any) ->
         "optimiser": {"learning_rate": 1e-3},
         "privacy": {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.1},
     }
+    if name in TOLD:
+        table["condition"] = TOLD[name]
+        table["volumes"]["modality"] = "FLAIR"
     for key, value in changes.items():
-        table[key] = {**table[key], **value} if isinstance(value, dict) else value
+        table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
     return StudyPlan.from_text(tomli_w.dumps(table).encode())
 
 
@@ -97,6 +110,17 @@ def balls(n: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> torch.T
     radius = 0.4 + 0.3 * torch.rand((n, 1, 1, 1), generator=generator)
     distance = (grid - centre).square().sum(1).sqrt()
     return (2 * torch.sigmoid(8 * (radius - distance)) - 1).unsqueeze(1)
+
+
+def told(name: str, n: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> Condition:
+    """Return n conditions that a family takes; images are of noise."""
+    takes = conditioning_of(tiny(name, shape), shape)
+    return takes.example(n, torch.Generator().manual_seed(seed))
+
+
+def batch_of(name: str, n: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> Batch:
+    """Return n balls with what a family is told of them."""
+    return Batch(balls(n, shape, seed), told(name, n, shape, seed))
 
 
 NAMES = tuple(FAMILIES)

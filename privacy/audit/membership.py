@@ -6,20 +6,19 @@ are positive, and lower for members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ...study.errors import Refusal, VolumeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...models.base import Family
+    from ...models.base import Batch, Family
 
-    Score = Callable[[Tensor], Tensor]
+    Score = Callable[[Batch], Tensor]
 
 RECONSTRUCTION, DENOISING = "reconstruction", "denoising"
 LIKELIHOOD, CRITIC = "likelihood", "critic"
@@ -36,7 +35,7 @@ EDGES: tuple[float, ...] = tuple(float(edge) for edge in np.geomspace(1e-4, 4.0,
 
 
 def score_of(family: Family) -> tuple[str, Score]:
-    """Returns the name of the score that fits a family, and the score of volumes, (B,).
+    """Returns the name of the score that fits a family, and the score of a batch, (B,).
 
     The error of rebuilding a volume; else that of its noise, at `TIMES` (Matsumoto et al. 2023);
     else its likelihood bound; else what the critic says (LOGAN, Hayes et al. 2019).
@@ -47,25 +46,25 @@ def score_of(family: Family) -> tuple[str, Score]:
     import torch
     from torch.nn import functional
 
-    from ...models.base import Batch, Denoises, HasCritic, HasLikelihoodBound, Reconstructs
+    from ...models.base import Denoises, HasCritic, HasLikelihoodBound, Reconstructs
 
-    def draws(volumes: Tensor) -> torch.Generator:  # the same for every patient and model
-        return torch.Generator(volumes.device).manual_seed(0)
+    def draws(batch: Batch) -> torch.Generator:  # the same for every patient and model
+        return torch.Generator(batch.volumes.device).manual_seed(0)
 
     if isinstance(family, Reconstructs):
         rebuilt = family.reconstruct
-        return RECONSTRUCTION, lambda x: (rebuilt(x) - x).abs().flatten(1).mean(1)
+        return RECONSTRUCTION, lambda x: (rebuilt(x) - x.volumes).abs().flatten(1).mean(1)
     if isinstance(family, Denoises):
         error = family.denoising_error
-        return DENOISING, lambda x: torch.stack(
-            [error(Batch(x), time, draws(x)) for time in TIMES]
-        ).mean(0)
+        return DENOISING, lambda x: torch.stack([error(x, time, draws(x)) for time in TIMES]).mean(
+            0
+        )
     if isinstance(family, HasLikelihoodBound):
         bound = family.likelihood_bound
-        return LIKELIHOOD, lambda x: torch.exp(-bound(Batch(x), draws(x)) / x[0].numel())
+        return LIKELIHOOD, lambda x: torch.exp(-bound(x, draws(x)) / x.volumes[0].numel())
     if isinstance(family, HasCritic):
         criticise = family.criticise
-        return CRITIC, lambda x: functional.softplus(-criticise(Batch(x)))
+        return CRITIC, lambda x: functional.softplus(-criticise(x))
     raise Refusal(
         "this family offers nothing that membership can be scored by",
         got=type(family).__name__,
@@ -74,14 +73,15 @@ def score_of(family: Family) -> tuple[str, Score]:
 
 
 def patient_scores(
-    score: Score, volumes: Mapping[str, Sequence[npt.NDArray[np.float32]]], device: str
+    score: Score, patients: Iterable[str], batches: Callable[[str], Sequence[Batch]]
 ) -> dict[str, float]:
     """Returns each patient's score, the mean over the patient's volumes; members' are lower.
 
     Args:
-        score: what `score_of` returned, of a model already on `device`.
-        volumes: the patients' volumes, each (1, D, H, W) in [-1, 1].
-        device: where the volumes go, such as "cpu" or "cuda".
+        score: what `score_of` returned.
+        patients: their names.
+        batches: from a name to the patient's volumes with what is told of them, each a batch of
+            one on the model's device.
 
     Raises:
         VolumeError: a patient has no volume, or a score that is not finite.
@@ -90,11 +90,8 @@ def patient_scores(
 
     scores: dict[str, float] = {}
     with torch.no_grad():
-        for patient, scans in volumes.items():
-            values = []
-            for scan in scans:
-                batch = torch.from_numpy(np.ascontiguousarray(scan, dtype=np.float32))
-                values.append(float(score(batch.unsqueeze(0).to(device))))
+        for patient in patients:
+            values = [float(score(batch)) for batch in batches(patient)]
             if not values or not np.isfinite(values).all():
                 raise VolumeError(
                     "a patient cannot be scored",

@@ -10,16 +10,16 @@ who else was drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...models.base import Batch, Condition, Step
+from ...models.base import Batch, Step, joined
 from .draws import Draws
 from .performance import PerformanceSettings
+from .precision import in_precision, refuse_far, sound_kernels
 from .recorder import Recorder
 
 Weigh = Callable[[Tensor], Tensor]
@@ -39,6 +39,9 @@ class PatientGradients:
         parameters: the trained tensors.
         example: two volumes that are nobody's, to try the recorder on; their shape is the study's.
         performance: what the site asks for.
+
+    Raises:
+        Refusal: the precision asked for breaks the step's gradient.
     """
 
     def __init__(
@@ -49,8 +52,12 @@ class PatientGradients:
         example: Batch,
         performance: PerformanceSettings | None = None,
     ) -> None:
-        self.step, self.parameters = step, tuple(parameters)
         self._performance = performance or PerformanceSettings()
+        precision = self._performance.precision
+        refuse_far(network, step, parameters, example, precision)
+        self.step, self.parameters = in_precision(step, precision), tuple(parameters)
+        # on a CPU, in float32, a batch of one falls on slow kernels
+        self._copies = precision == "float32" and example.volumes.device.type == "cpu"
         self._recorder = Recorder(network, self.parameters)
         self.passes: Passes = self._cheapest(example)
         self.not_finite = 0  # patients that counted as zero; never leaves the site
@@ -71,7 +78,8 @@ class PatientGradients:
         draws = Draws(generator)
         for pack in self._packed(patients):
             if self.passes == "alone" or len(pack[0]) > self._performance.volumes_at_once:
-                self._add_alone(total, pack[0], draws, weigh)
+                with sound_kernels(self._performance.precision, total[0].device):
+                    self._add_alone(total, pack[0], draws, weigh)
             elif self.passes == "one":
                 self._add_recorded(total, pack, draws, weigh)
             else:
@@ -79,7 +87,7 @@ class PatientGradients:
         return total
 
     def _cheapest(self, example: Batch) -> Passes:
-        wanted = self._performance.passes
+        wanted = "alone" if self._performance.saves_memory else self._performance.passes
         if wanted == "alone" or not self._recorder.agrees(self.step, example):
             return "alone"
         if wanted != "auto":
@@ -108,7 +116,8 @@ class PatientGradients:
         most = self._performance.volumes_at_once
         for first in range(0, len(patient), most):
             part = patient[first : first + most]
-            losses = self.step.loss(_beside(part), draws.generator)[: len(part)]
+            whole = _beside(part) if self._copies else joined(part)
+            losses = self.step.loss(whole, draws.generator)[: len(part)]
             loss = losses.sum() / len(patient)
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             for kept, new in zip(gradient, found, strict=True):
@@ -197,15 +206,6 @@ def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
     part = rows if bool(kept.all()) else rows[kept]
     found = weights[kept] @ part.double().reshape(len(part), rows[0].numel())
     return found.reshape(rows.shape[1:])
-
-
-def joined(volumes: Sequence[Batch]) -> Batch:
-    """Return one batch of several, volumes and each part of their conditions."""
-    parts = {}
-    for field in fields(Condition):
-        values = [getattr(one.condition, field.name) for one in volumes]
-        parts[field.name] = None if values[0] is None else torch.cat(values)
-    return Batch(torch.cat([one.volumes for one in volumes]), Condition(**parts))
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -90,9 +90,11 @@ class Hospital:
         return str(header.code)
 
 
-def make_hospital(folder: Path, plan: StudyPlan, **limits: Any) -> Hospital:
+def make_hospital(
+    folder: Path, plan: StudyPlan, patients: int = PATIENTS, **limits: Any
+) -> Hospital:
     """Write cohort and site folder, and offer the plan."""
-    write_cohort(folder / "cohort", PATIENTS, HOSPITALS[0], seed=5)
+    write_cohort(folder / "cohort", patients, HOSPITALS[0], seed=5)
     coordinator = SigningKey.create(folder / "coordinator.pem")
     settings = SiteSettings(
         name="north",
@@ -143,6 +145,24 @@ def hospital(approved: Hospital, tmp_path: Path) -> Hospital:
 def small_hospital(tmp_path: Path) -> Callable[..., Hospital]:
     """A hospital with its own plan text or limits."""
     return lambda text=PLAN, **limits: make_hospital(tmp_path, StudyPlan.from_text(text), **limits)
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
+    """A hospital of 40 patients that approved two evaluations; every other coin fell heads."""
+    text = PLAN.replace(b"shape = [8, 8, 8]", b"shape = [16, 16, 16]")
+    text = text.replace(b"[privacy]", b"[privacy]\nevaluations = 2")
+    folder = tmp_path_factory.mktemp("many")
+    hospital = make_hospital(folder, StudyPlan.from_text(text), patients=40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest.sampling, "flip", lambda n: [i % 2 == 0 for i in range(n)])
+        approve(hospital.site, "trunks")
+    return hospital
+
+
+@pytest.fixture
+def large_hospital(many: Hospital, tmp_path: Path) -> Hospital:
+    return _copied(many, tmp_path)
 
 
 def _copied(hospital: Hospital, folder: Path) -> Hospital:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from voxfed.client.approval import Approval, all_approvals, approve, find, receive, reject
 from voxfed.privacy.terms import agree
@@ -153,3 +156,69 @@ def test_a_garbled_decision_is_no_approval(hospital: Any) -> None:
     (hospital.approval.folder / "decision.json").write_bytes(b"{")
     with pytest.raises(VerificationError, match="garbled"):
         _ = hospital.approval.state
+
+
+def _told(plan: bytes, condition: str) -> bytes:
+    """The plan of a conditional VAE that is told what `condition` says."""
+    plan = plan.replace(b'"vae"', b'"conditional-vae"')
+    plan = plan.replace(b"[volumes]", b'[volumes]\nmodality = "phantom"')
+    return plan + b"[condition]\n" + condition.encode()
+
+
+def _masks(cohort: Path, labels: int) -> list[Path]:
+    """Write a mask beside every phantom but the first patient's."""
+    patients = sorted(path for path in cohort.iterdir() if path.is_dir())
+    for path in (p for patient in patients[1:] for p in patient.rglob("*_phantom.nii.gz")):
+        image = nib.load(path)
+        mask = np.arange(math.prod(image.shape)).reshape(image.shape) % labels
+        name = path.name.replace("phantom", "seg")
+        nib.save(nib.Nifti1Image(mask.astype(np.uint8), image.affine), path.with_name(name))
+    return patients
+
+
+def test_a_study_of_masks_freezes_who_has_one(
+    small_hospital: Callable[..., Any], plan_text: bytes
+) -> None:
+    """12 patients, 11 with masks: the twelfth is no part of it, and 10 are declared."""
+    text = _told(plan_text, 'kind = "mask"\nsuffix = "seg"\nstructures = 3')
+    hospital = small_hospital(text, families=("conditional-vae",))
+    first, *others = _masks(hospital.cohort, 3)
+    found = approve(hospital.site, "trunks")
+    assert (found.state, found.declared) == ("approved", 10)
+    assert set(found.manifest.patients) == {patient.name for patient in others}
+    assert first.name not in found.manifest.patients
+    beside = [image.beside for images in found.manifest.patients.values() for image in images]
+    assert all(file is not None and file.path.endswith("_seg.nii.gz") for file in beside)
+
+
+def test_masks_that_the_plan_does_not_know_stop_an_approval(
+    small_hospital: Callable[..., Any], plan_text: bytes
+) -> None:
+    """A mask of four labels in a study of three, before anything is frozen or reserved."""
+    text = _told(plan_text, 'kind = "mask"\nsuffix = "seg"\nstructures = 3')
+    hospital = small_hospital(text, families=("conditional-vae",))
+    _masks(hospital.cohort, 4)
+    before = _files(hospital.folder)
+    with pytest.raises(Refusal, match="expected whole numbers from 0 to 2"):
+        approve(hospital.site, "trunks")
+    assert _files(hospital.folder) == before
+
+
+def test_a_patient_without_a_class_stops_an_approval(
+    small_hospital: Callable[..., Any], plan_text: bytes
+) -> None:
+    """How many and who, with nothing written; once the table is whole, the classes are frozen."""
+    text = _told(plan_text, 'kind = "class"\ncolumn = "sex"\nvalues = ["F", "M"]')
+    hospital = small_hospital(text, families=("conditional-vae",))
+    names = sorted(path.name for path in hospital.cohort.iterdir())
+    rows = [f"{name}\t{'FM'[n % 2]}" for n, name in enumerate(names)]
+    table = hospital.cohort / "participants.tsv"
+    table.write_text("\n".join(["participant_id\tsex", *rows[:-2], f"{names[-2]}\tn/a"]))
+    before = _files(hospital.folder)
+    with pytest.raises(Refusal, match=rf"2 of 12 patients .*first: {names[-2]}.*one of F, M"):
+        approve(hospital.site, "trunks")
+    assert _files(hospital.folder) == before
+    assert hospital.site.ledger.accounts() == {}
+    table.write_text("\n".join(["participant_id\tsex", *rows]))
+    numbers = approve(hospital.site, "trunks").manifest.numbers
+    assert numbers == {name: (n % 2,) for n, name in enumerate(names)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from voxfed.client import auditing
+from voxfed.client.permission import permissions, permit
 from voxfed.client.worker import Worker
 from voxfed.study import messages
 from voxfed.study.errors import Refusal
@@ -39,7 +39,7 @@ def test_an_audit_waits_for_its_operator(hospital: Any) -> None:
     request = _audit(hospital, hospital.weights)
     assert hospital.code(here.answer(request)) == "audit-not-approved"
     assert hospital.code(here.answer(request)) == "audit-not-approved"
-    assert auditing.approve_audit(hospital.site, hospital.approval).number == 1
+    assert permit(hospital.site, hospital.approval, "audit").number == 1
     receipt, committed = hospital.opened(here.answer(request))
     audited, _ = hospital.opened(committed)
     assert audited.counts == "noised"
@@ -61,7 +61,7 @@ def test_weights_without_a_lineage_are_not_audited(hospital: Any, more: dict[str
     """Weights without the coordinator's signature under a round of this study are refused."""
     reply = Worker(hospital.site).answer(_audit(hospital, hospital.weights, **more))
     assert hospital.code(reply) == "lineage"
-    assert auditing.offers(hospital.approval) == []
+    assert permissions(hospital.approval, "audit") == []
 
 
 def test_weights_of_a_round_that_left_this_site_out(hospital: Any) -> None:
@@ -80,8 +80,8 @@ def test_only_allowed_audits_count(hospital: Any) -> None:
     payloads = [hospital.weights + b"\0" * n for n in range(4)]
     for payload in payloads[:3]:
         assert hospital.code(here.answer(_audit(hospital, payload))) == "audit-not-approved"
-    numbers = [auditing.approve_audit(hospital.site, hospital.approval).number for _ in range(2)]
+    numbers = [permit(hospital.site, hospital.approval, "audit").number for _ in range(2)]
     assert numbers == [1, 2]
     with pytest.raises(Refusal, match="spent"):
-        auditing.approve_audit(hospital.site, hospital.approval)
+        permit(hospital.site, hospital.approval, "audit")
     assert hospital.code(here.answer(_audit(hospital, payloads[3]))) == "audits-spent"

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from voxfed.client import cache as module
+from voxfed.client.alignment import align
 from voxfed.client.cache import VolumeCache
 from voxfed.client.cohort import digest
 from voxfed.client.volumes import preprocess
 from voxfed.models.phantoms import HOSPITALS, write_cohort
+from voxfed.study.condition import ConditionSettings
 from voxfed.study.errors import CohortChanged, ProcessError, VolumeError
 from voxfed.study.plan import VolumeSettings
 
@@ -42,6 +45,52 @@ def test_second_call_reads_the_entry(
     assert entry.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
     np.testing.assert_array_equal(np.load(entry, allow_pickle=False), first)
+
+
+MASK = ConditionSettings(kind="mask", structures=5)
+SOURCE = ConditionSettings(kind="source")
+
+
+@pytest.fixture
+def mask(scan: Path) -> Path:
+    """Four layers beside the scan."""
+    image = nib.load(scan)
+    layers = np.arange(image.shape[0])[:, None, None] * 5 // image.shape[0]
+    path = scan.with_name("mask.nii.gz")
+    labels = np.broadcast_to(layers, image.shape).astype(np.uint8)
+    nib.save(nib.Nifti1Image(labels, image.affine), path)
+    return path
+
+
+def test_what_lies_beside_is_cached_and_forgotten_with_its_image(
+    tmp_path: Path, scan: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels stay whole numbers; another condition or mask has its own entry; one call forgets."""
+    image, other = (scan, digest(scan)), (mask, digest(mask))
+    cache = VolumeCache(tmp_path / "cache", SETTINGS)
+    first = cache.beside(image, other, MASK)
+    np.testing.assert_array_equal(first, align(scan, mask, SETTINGS, MASK))
+    assert first.dtype == np.int16
+    source = cache.beside(image, other, SOURCE)
+    np.testing.assert_array_equal(source, align(scan, mask, SETTINGS, SOURCE))
+    plain = cache.get(scan, digest(scan))
+    content = mask.read_bytes()
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), nib.load(scan).affine), mask)
+    assert not cache.beside(image, (mask, digest(mask)), MASK).any()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "align", never)
+        np.testing.assert_array_equal(cache.beside(image, other, MASK), first)
+        np.testing.assert_array_equal(cache.beside(image, other, SOURCE), source)
+    np.testing.assert_array_equal(cache.get(scan, digest(scan)), plain)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 4
+    cache.forget(digest(scan))
+    assert not list((tmp_path / "cache").rglob("*"))
+    with pytest.raises(CohortChanged):  # the mask that lies there now was not approved
+        cache.beside(image, other, MASK)
+    mask.write_bytes(content)
+    scan.write_bytes(scan.read_bytes() + b"\0")
+    with pytest.raises(CohortChanged):
+        cache.beside(image, other, MASK)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer"])

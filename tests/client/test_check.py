@@ -10,6 +10,7 @@ import pytest
 from voxfed.client.check import as_json, check_cohort, unreadable_by
 from voxfed.client.finding import Finding, Verdict
 from voxfed.models.phantoms import HOSPITALS, write_cohort
+from voxfed.study.condition import ConditionSettings
 from voxfed.study.errors import VolumeError
 
 GENERATOR = np.random.default_rng(0)
@@ -109,6 +110,50 @@ def test_labels_are_read_too_but_may_be_alike(tmp_path: Path) -> None:
     assert found.pop("bad.nii.gz") == "FAIL"
     assert set(found.values()) == {"PASS"}
     assert len(found) == 4
+
+
+def test_sources_are_judged_as_scans(tmp_path: Path) -> None:
+    """A patient's visits may share one; two patients may not, and a constant one shows nothing."""
+    for name in ("a", "b", "c", "shared", "other"):
+        scan(tmp_path / f"{name}.nii.gz")
+    scan(tmp_path / "empty.nii.gz", np.zeros((9, 9, 9), np.int16))
+    header = "patient,path,source\n"
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(header + "p,a.nii.gz,shared.nii.gz\np,b.nii.gz,shared.nii.gz\n")
+    assert set(verdicts(check_cohort(tmp_path)).values()) == {"PASS"}
+    rows = "p,a.nii.gz,shared.nii.gz\nq,b.nii.gz,shared.nii.gz\nr,c.nii.gz,empty.nii.gz\n"
+    manifest.write_text(header + rows + "s,other.nii.gz,a.nii.gz\n")
+    found = verdicts(check_cohort(tmp_path))
+    assert {path for path, verdict in found.items() if verdict == "FAIL"} == {
+        "a.nii.gz",
+        "empty.nii.gz",
+        "shared.nii.gz",
+    }
+
+
+def test_what_a_plan_reads_beside_images_is_judged(tmp_path: Path) -> None:
+    """Other labels than the plan's, and a mask that lies elsewhere, are found before approval."""
+    masks = {name: np.zeros((9, 10, 11), np.uint8) for name in "abcd"}
+    masks["a"][4], masks["b"][4], masks["d"][4] = 2, 3, 1
+    for name, mask in masks.items():
+        scan(tmp_path / f"{name}/{name}_ct.nii.gz")
+        scan(tmp_path / f"{name}/{name}_oar.nii.gz", mask)
+    far = np.eye(4)
+    far[0, 3] = 500.0
+    nib.save(nib.Nifti1Image(masks["d"], far), tmp_path / "d/d_oar.nii.gz")
+    asked = ConditionSettings(kind="mask", suffix="oar", structures=3)
+    findings = check_cohort(tmp_path, "ct", condition=asked)
+    assert verdicts(findings) == {
+        **{f"{name}/{name}_ct.nii.gz": "PASS" for name in "abcd"},
+        "a/a_oar.nii.gz": "PASS",
+        "b/b_oar.nii.gz": "FAIL",
+        "c/c_oar.nii.gz": "PASS",  # a patient without the structure
+        "d/d_oar.nii.gz": "FAIL",
+    }
+    reasons = {finding.path: finding.reason for finding in findings}
+    assert "0 to 3, expected whole numbers from 0 to 2" in reasons["b/b_oar.nii.gz"]
+    assert "another place" in reasons["d/d_oar.nii.gz"]
+    assert verdicts(check_cohort(tmp_path, "ct")).keys() == {f"{n}/{n}_ct.nii.gz" for n in "abcd"}
 
 
 def test_missing_files_and_no_patients_are_findings(tmp_path: Path) -> None:

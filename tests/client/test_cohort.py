@@ -6,9 +6,12 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
-from voxfed.client.cohort import Cohort, digest, modality_of, read_cohort, survey
+from voxfed.client.cohort import Cohort, digest, read_cohort, survey
 from voxfed.client.finding import Verdict
+from voxfed.study.condition import ConditionSettings
 from voxfed.study.errors import VolumeError
+
+MASK = ConditionSettings(kind="mask", suffix="oar", structures=2)
 
 
 def touch(path: Path, content: bytes = b"scan") -> Path:
@@ -81,20 +84,6 @@ def test_manifest_joins_label_mask_and_source(tmp_path: Path) -> None:
     assert cohort.patients["two"][0].files == (folder / "y_ct.nii.gz",)
 
 
-@pytest.mark.parametrize(
-    ("name", "modality"),
-    [
-        ("sub-01_T1w.nii.gz", "t1w"),
-        ("okbp-001_ct.nii.gz", "ct"),
-        ("okbp_001_CT.nii", "ct"),
-        ("ct.nii.gz", "ct"),
-        ("a_ct.b.nii.gz", "ct.b"),
-    ],
-)
-def test_modality_is_the_last_token(name: str, modality: str) -> None:
-    assert modality_of(Path(name)) == modality
-
-
 def test_modality_keeps_its_images_and_names_who_has_none(tmp_path: Path) -> None:
     touch(tmp_path / "a/a_ct.nii.gz")
     touch(tmp_path / "a/a_dose.nii.gz")
@@ -113,6 +102,79 @@ def test_a_manifests_patient_without_the_modality_is_named(tmp_path: Path) -> No
     (tmp_path / "manifest.csv").write_text("patient,path\na,a_ct.nii.gz\nb,b_dose.nii.gz\n")
     (finding,) = read_cohort(tmp_path, "ct").findings
     assert "patient b has no ct image" in finding.reason
+
+
+def test_a_mask_or_source_is_found_beside_its_image(tmp_path: Path) -> None:
+    """In the same folder, by name; whoever has none is left out, and said so."""
+    for name in ("a/v1/a_ct", "a/v1/a_oar", "a/v2/a_ct", "b/b_ct", "b/b_dose", "c/c_CT", "c/c_OAR"):
+        touch(tmp_path / f"{name}.nii.gz")
+    cohort = read_cohort(tmp_path, "ct", MASK)
+    assert names(cohort) == {"a": ["a/v1/a_ct.nii.gz"], "c": ["c/c_CT.nii.gz"]}
+    (image,) = cohort.patients["a"]
+    assert image.beside(MASK) == image.mask == tmp_path / "a/v1/a_oar.nii.gz"
+    assert {(f.path, f.verdict, f.reason) for f in cohort.findings} == {
+        ("a/v2/a_ct.nii.gz", Verdict.WARN, "the image has no mask and is left out"),
+        ("b/b_ct.nii.gz", Verdict.WARN, "the image has no mask and is left out"),
+    }
+    dose = ConditionSettings(kind="source", suffix="dose")
+    (image,) = read_cohort(tmp_path, "ct", dose).patients["b"]
+    assert image.beside(dose) == image.source == tmp_path / "b/b_dose.nii.gz"
+    age = ConditionSettings(kind="attributes", columns=("age",), ranges=((0.0, 99.0),))
+    assert read_cohort(tmp_path, "ct", age) == read_cohort(tmp_path, "ct")
+
+
+def test_a_bids_mask_lies_in_its_images_folder(tmp_path: Path) -> None:
+    """The other session's mask is not taken."""
+    for name in (
+        "ses-1/anat/sub-1_ses-1_T1w",
+        "ses-1/anat/sub-1_ses-1_oar",
+        "ses-2/anat/sub-1_T1w",
+    ):
+        touch(tmp_path / f"sub-1/{name}.nii.gz")
+    cohort = read_cohort(tmp_path, "T1w", MASK)
+    (image,) = cohort.patients["sub-1"]
+    assert image.mask == tmp_path / "sub-1/ses-1/anat/sub-1_ses-1_oar.nii.gz"
+    assert len(cohort.findings) == 1
+
+
+def test_a_cohort_without_any_mask(tmp_path: Path) -> None:
+    """Folders name none without a suffix: the error says where one is named."""
+    touch(tmp_path / "a/a_ct.nii.gz")
+    for suffix, remedy in (("oar", "ending in _oar"), ("", "column mask of manifest.csv")):
+        asked = ConditionSettings(kind="mask", suffix=suffix, structures=2)
+        with pytest.raises(VolumeError, match="has no mask") as caught:
+            read_cohort(tmp_path, "ct", asked)
+        assert remedy in caught.value.hint
+
+
+def test_two_masks_or_one_from_elsewhere_are_refused(tmp_path: Path) -> None:
+    """Nobody could say which was meant; and a link's target was never checked or mounted."""
+    outside = touch(tmp_path / "outside/b_oar.nii.gz")
+    cohort = tmp_path / "cohort"
+    for name in ("a/a_ct.nii", "a/a_oar.nii", "a/a_oar.nii.gz", "b/b_ct.nii", "c/c_ct.nii"):
+        touch(cohort / name)
+    (cohort / "b/b_oar.nii.gz").symlink_to(outside)
+    touch(cohort / "c/c_oar.nii")
+    found = read_cohort(cohort, "ct", MASK)
+    assert list(found.patients) == ["c"]
+    assert [(f.path, f.verdict) for f in found.findings] == [
+        ("a/a_ct.nii", Verdict.FAIL),
+        ("b/b_oar.nii.gz", Verdict.FAIL),
+    ]
+
+
+def test_a_manifest_names_masks_or_leaves_them_to_the_suffix(tmp_path: Path) -> None:
+    """Without a suffix the column mask, else label; with one the file beside, whatever it says."""
+    for name in ("x_ct", "x_seg", "x_oar", "y_ct", "y_seg", "z_ct"):
+        touch(tmp_path / f"{name}.nii.gz")
+    rows = "a,x_ct.nii.gz,x_seg.nii.gz,x_oar.nii.gz\nb,y_ct.nii.gz,y_seg.nii.gz,\nc,z_ct.nii.gz,,\n"
+    (tmp_path / "manifest.csv").write_text("patient,path,label,mask\n" + rows)
+    asked = ConditionSettings(kind="mask", structures=2)
+    cohort = read_cohort(tmp_path, "ct", asked)
+    taken = {name: image.beside(asked) for name, (image,) in cohort.patients.items()}
+    assert taken == {"a": tmp_path / "x_oar.nii.gz", "b": tmp_path / "y_seg.nii.gz"}
+    assert [f.path for f in cohort.findings] == ["z_ct.nii.gz"]
+    assert list(read_cohort(tmp_path, "ct", MASK).patients) == ["a"]
 
 
 ROWS = {

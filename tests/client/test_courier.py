@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -119,8 +120,8 @@ def test_a_message_goes_to_the_worker_and_its_reply_back() -> None:
 def test_the_worker_gets_less_time_than_the_message_lives() -> None:
     """Otherwise the code of a timeout would come after the message has expired."""
     given: list[float] = []
-    carry(Node(pack(b"x"), ttl=50), Delivery(), lambda r, timeout: given.append(timeout) or r)
-    assert 40 < given[0] < 46
+    carry(Node(pack(b"x"), ttl=1000), Delivery(), lambda r, timeout: given.append(timeout) or r)
+    assert 800 < given[0] <= 900  # a tenth is kept; the rest is for a machine that was slow here
 
 
 def test_an_unreadable_message_never_reaches_the_worker() -> None:
@@ -131,9 +132,9 @@ def test_an_unreadable_message_never_reaches_the_worker() -> None:
 
 
 def test_codes_are_all_that_a_failure_says(path: Path) -> None:
-    assert courier._ask(path, b"x", 5) == courier_failure(CourierCode.WORKER_UNREACHABLE)
+    assert courier._ask(path, b"x", 60) == courier_failure(CourierCode.WORKER_UNREACHABLE)
     release = threading.Event()
-    server = serve(path, lambda m: b"%d" % release.wait(20), allowed_uids=frozenset({os.getuid()}))
+    server = serve(path, lambda m: b"%d" % release.wait(60), allowed_uids=frozenset({os.getuid()}))
     assert courier._ask(path, b"x", 0.3) == courier_failure(CourierCode.WORKER_TIMEOUT)
     release.set()
     server.stop()
@@ -142,13 +143,14 @@ def test_codes_are_all_that_a_failure_says(path: Path) -> None:
 
 def test_it_starts_fast_and_without_torch() -> None:
     """Flower starts it for every message; importing torch and MONAI would cost 7 s each time."""
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     script = "import sys, voxfed.client.courier; print({'torch', 'monai'} & set(sys.modules))"
     ended = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, check=True, text=True
     )
     assert ended.stdout.strip() == "set()"
-    assert time.monotonic() - started < 6  # 0.7 s alone; the rest is for a loaded machine
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < 4  # of the processor's own time; 0.6 s where idle
 
 
 def test_without_its_settings_it_says_so(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from voxfed.client import manifest as module
 from voxfed.client.cohort import read_cohort
 from voxfed.client.manifest import Manifest, check_unchanged, freeze
+from voxfed.study.condition import ConditionSettings
 from voxfed.study.errors import CohortChanged, Refusal, VerificationError
 from voxfed.study.files import digest
 
@@ -116,3 +118,89 @@ def test_a_lost_manifest_cannot_be_redrawn(tmp_path: Path, content: bytes | None
         (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(VerificationError, match="gone or garbled"):
         Manifest.read(tmp_path / "manifest.json")
+
+
+MASK = ConditionSettings(kind="mask", suffix="seg", structures=2)
+SEX = ConditionSettings(kind="class", column="sex", values=("F", "M"))
+
+
+@pytest.fixture
+def masked(cohort: Path) -> Path:
+    """The ten patients with a mask beside each image."""
+    for number, path in enumerate(sorted(cohort.rglob("*_T1w.nii.gz"))):
+        mask = np.zeros((9, 9, 9), np.uint8)
+        mask[number % 9] = 1
+        name = path.name.replace("_T1w", "_seg")
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), path.with_name(name))
+    return cohort
+
+
+@pytest.mark.usefixtures("coins")
+def test_each_mask_is_frozen_with_its_image(masked: Path, tmp_path: Path) -> None:
+    """By digest, in the file that is kept; a study without conditions freezes the images alone."""
+    frozen = freeze(read_cohort(masked, "T1w", MASK), "T1w", 1.0, condition=MASK)
+    for images in frozen.patients.values():
+        for image in images:
+            assert image.beside is not None
+            assert image.beside.path == image.path.replace("_T1w", "_seg")
+            assert image.beside.sha256 == digest(masked / image.beside.path)
+    (tmp_path / "manifest.json").write_text(frozen.model_dump_json())
+    assert Manifest.read(tmp_path / "manifest.json") == frozen
+    plain = freeze(read_cohort(masked, "T1w"), "T1w", 1.0)
+    assert all(image.beside is None for images in plain.patients.values() for image in images)
+
+
+@pytest.mark.usefixtures("coins")
+@pytest.mark.parametrize("kind", ["changed", "gone"])
+def test_a_changed_mask_is_named(masked: Path, kind: str) -> None:
+    """A mask is what the patient's gradient is taken of too; put back, it is the approved one."""
+    frozen = freeze(read_cohort(masked, "T1w", MASK), "T1w", 1.0, condition=MASK)
+    known: dict[str, Any] = {}
+    check_unchanged(frozen, masked, frozen.patients, known)
+    path = masked / "p3" / "v0_seg.nii.gz"
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "changed":
+        path.write_bytes((masked / "p4" / "v0_seg.nii.gz").read_bytes())
+    with pytest.raises(CohortChanged, match=r"p3/v0_seg\.nii\.gz"):
+        check_unchanged(frozen, masked, frozen.patients, known)
+    path.write_bytes(content)
+    check_unchanged(frozen, masked, frozen.patients, known)
+    assert "p3/v0_seg.nii.gz" in known
+
+
+@pytest.mark.usefixtures("coins")
+def test_numbers_are_frozen_and_outlive_the_table(cohort: Path, tmp_path: Path) -> None:
+    """A table that is corrected later changes the next study; the floats round-trip to the bit."""
+    ages = {f"p{n}": 30 + 7 * n / 3 for n in range(10)}
+    rows = [f"{name}\t{'FM'[n % 2]}\t{age!r}" for n, (name, age) in enumerate(ages.items())]
+    table = cohort / "participants.tsv"
+    table.write_text("\n".join(["participant_id\tsex\tage", *rows, "p99\tF\t1"]))
+    frozen = freeze(read_cohort(cohort), "", 1.0, condition=SEX)
+    assert frozen.numbers == {f"p{n}": (n % 2,) for n in range(10)}
+    told = ConditionSettings(kind="attributes", columns=("age",), ranges=((20.0, 80.0),))
+    frozen = freeze(read_cohort(cohort), "", 1.0, condition=told)
+    table.unlink()
+    (tmp_path / "manifest.json").write_text(frozen.model_dump_json())
+    assert Manifest.read(tmp_path / "manifest.json") == frozen
+    check_unchanged(frozen, cohort, frozen.patients, {})
+    for name, age in ages.items():
+        assert frozen.numbers[name] == (2 * (age - 20.0) / 60.0 - 1,)
+
+
+def test_a_patient_without_a_class_stops_before_a_coin_falls(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the table could be mended until the split pleases."""
+    monkeypatch.setattr(module.sampling, "flip", None)
+    with pytest.raises(Refusal, match="10 of 10 patients have no value"):
+        freeze(read_cohort(cohort), "", 1.0, condition=SEX)
+
+
+def test_a_manifest_of_before_conditions_is_read(tmp_path: Path) -> None:
+    """Studies that run go on after an update of voxfed."""
+    file = {"path": "a/x.nii.gz", "sha256": "0f", "stamp": [1, 2, 3, 4]}
+    kept = {"modality": "", "patients": {"a": [file]}, "members": ["a"], "flipped": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(kept))
+    frozen = Manifest.read(tmp_path / "manifest.json")
+    assert (frozen.numbers, frozen.patients["a"][0].beside) == ({}, None)

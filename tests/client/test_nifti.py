@@ -208,8 +208,8 @@ def test_values_are_those_that_nibabel_reads(
     nib.save(image, path)
     volume = read_volume(path)
     np.testing.assert_allclose(volume.voxels, nib.load(path).get_fdata()[..., 0], rtol=1e-6)
-    assert volume.spacing == (2, 3, 4)
-    assert volume.oriented
+    assert volume.grid.spacing == (2, 3, 4)
+    assert volume.grid.oriented
 
 
 def test_real_volumes_equal_nibabels_canonical_ones(real_data: Path) -> None:
@@ -219,7 +219,7 @@ def test_real_volumes_equal_nibabels_canonical_ones(real_data: Path) -> None:
             canonical = nib.as_closest_canonical(nib.load(path))
             volume = read_volume(path)
             np.testing.assert_array_equal(volume.voxels, canonical.get_fdata(dtype=np.float32))
-            np.testing.assert_allclose(volume.spacing, canonical.header.get_zooms(), rtol=1e-5)
+            np.testing.assert_allclose(volume.grid.spacing, canonical.header.get_zooms(), rtol=1e-5)
 
 
 def test_digest_sees_the_image_not_the_file(tmp_path: Path) -> None:

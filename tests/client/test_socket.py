@@ -3,7 +3,6 @@
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def test_bytes_come_back_whole_and_in_order(path: Path, size: int) -> None:
     """Sizes round a chunk's border, and several chunks, both ways."""
     server = serve(path, lambda message: message[::-1], allowed_uids=US)
     message = os.urandom(size)
-    assert exchange(path, message, timeout=20) == message[::-1]
+    assert exchange(path, message, timeout=60) == message[::-1]
     server.stop()
 
 
@@ -40,7 +39,7 @@ def test_another_user_is_cut_off_unheard(path: Path) -> None:
         path, lambda m: heard.append(m) or b"", allowed_uids=frozenset({os.getuid() + 1})
     )
     with pytest.raises(ProcessError, match="UNAVAILABLE"):
-        exchange(path, b"let me in", timeout=10)
+        exchange(path, b"let me in", timeout=60)
     assert heard == []
     server.stop()
 
@@ -55,37 +54,35 @@ def test_what_the_handler_raises_stays_inside(path: Path, caplog: pytest.LogCapt
     with grpc.insecure_channel(f"unix:{path}") as channel:
         call = channel.stream_stream("/voxfed.Worker/Exchange")
         with pytest.raises(grpc.RpcError) as seen:
-            list(call(iter([b"x"]), timeout=10))
+            list(call(iter([b"x"]), timeout=60))
     assert "Jane" not in str(seen.value) + repr(seen.value)
     assert seen.value.details() == ""
     with pytest.raises(ProcessError) as told:
-        exchange(path, b"x", timeout=10)
+        exchange(path, b"x", timeout=60)
     assert "Jane" not in str(told.value)
     assert "Jane Roe" in caplog.text
     server.stop()
 
 
 def test_a_late_reply_is_a_timeout(path: Path) -> None:
+    """It is told while the worker is still at work, not when that ends."""
     release = threading.Event()
 
     def slow(message: bytes) -> bytes:
-        release.wait(20)
+        assert release.wait(60)
         return message
 
     server = serve(path, slow, allowed_uids=US)
-    started = time.monotonic()
     with pytest.raises(TimeoutError):
         exchange(path, b"x", timeout=0.5)
-    assert time.monotonic() - started < 5
     release.set()
     server.stop()
 
 
 def test_no_worker_is_said_at_once(path: Path) -> None:
-    started = time.monotonic()
+    """Nobody waits for the timeout, which would be another error."""
     with pytest.raises(ProcessError, match="does not answer"):
         exchange(path, b"x", timeout=60)
-    assert time.monotonic() - started < 5
 
 
 def test_calls_are_answered_side_by_side(path: Path) -> None:
@@ -94,13 +91,13 @@ def test_calls_are_answered_side_by_side(path: Path) -> None:
 
     def handler(message: bytes) -> bytes:
         if message == b"train":
-            assert release.wait(20)
+            assert release.wait(60)
         return message
 
     server = serve(path, handler, allowed_uids=US)
-    training = threading.Thread(target=exchange, args=(path, b"train"), kwargs={"timeout": 30})
+    training = threading.Thread(target=exchange, args=(path, b"train"), kwargs={"timeout": 60})
     training.start()
-    assert exchange(path, b"progress", timeout=10) == b"progress"
+    assert exchange(path, b"progress", timeout=60) == b"progress"
     release.set()
     training.join()
     server.stop()
@@ -111,7 +108,7 @@ def test_the_standard_health_check_answers(path: Path) -> None:
     with grpc.insecure_channel(f"unix:{path}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for name in ("", "voxfed.Worker"):
-            reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+            reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
     server.stop()
 
@@ -126,7 +123,7 @@ def test_stop_removes_the_socket_and_a_stale_one_is_replaced(path: Path) -> None
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
     server = serve(path, lambda m: m, allowed_uids=US)
-    assert exchange(path, b"x", timeout=10) == b"x"
+    assert exchange(path, b"x", timeout=60) == b"x"
     server.stop()
 
 
@@ -134,7 +131,7 @@ def test_two_workers_at_one_socket_are_refused(path: Path) -> None:
     server = serve(path, lambda m: m, allowed_uids=US)
     with pytest.raises(ProcessError, match="already listens"):
         serve(path, lambda m: m, allowed_uids=US)
-    assert exchange(path, b"x", timeout=10) == b"x"
+    assert exchange(path, b"x", timeout=60) == b"x"
     server.stop()
 
 
@@ -160,9 +157,9 @@ def test_a_long_path_is_refused_with_the_remedy() -> None:
 def test_too_large_a_reply_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(path, lambda m: m * 3, allowed_uids=US)
     monkeypatch.setattr(worker_socket, "MAX_MESSAGE_BYTES", 10)
-    assert exchange(path, b"abc", timeout=10) == b"abcabcabc"
+    assert exchange(path, b"abc", timeout=60) == b"abcabcabc"
     with pytest.raises(WireError):
-        exchange(path, b"abcd", timeout=10)
+        exchange(path, b"abcd", timeout=60)
     with pytest.raises(WireError):
-        exchange(path, b"a" * 11, timeout=10)
+        exchange(path, b"a" * 11, timeout=60)
     server.stop()

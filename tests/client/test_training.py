@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families import tiny_plan
 from voxfed.client import training
 from voxfed.client.training import Trainer, choose_device, prepare
 from voxfed.models.base import Batch
@@ -14,8 +16,9 @@ from voxfed.models.registry import schedule_of
 from voxfed.models.state import from_bytes, tensors_of
 from voxfed.privacy.gradients.performance import PerformanceSettings
 from voxfed.privacy.terms import terms_with
-from voxfed.study.errors import ProcessError, WireError
+from voxfed.study.errors import PlanError, ProcessError, WireError
 from voxfed.study.plan import StudyPlan
+from voxfed.study.schedule import Schedule
 
 CPU = torch.device("cpu")
 MEMBERS = ("a", "b", "c", "d", "e")
@@ -104,6 +107,53 @@ def test_only_the_trained_part_moves(plan_text: bytes, part: str) -> None:
     assert {n for n, p in trainer.family.named_parameters() if p.requires_grad} == set(update)
 
 
+def test_other_turns_than_those_that_are_charged_are_refused(plan_text: bytes) -> None:
+    """A newer version of a family could take three turns where the ledger pays for one."""
+    plan = StudyPlan.from_text(plan_text)
+    (stage,) = schedule_of(plan).stages
+    for other in (
+        replace(stage, turns=3),
+        replace(stage, name="diffusion"),
+        replace(stage, rounds=9),
+    ):
+        terms = terms_with(plan, 5, 1.0, Schedule((other,)))
+        with pytest.raises(PlanError, match="other turns than those that were approved"):
+            Trainer(plan, terms, CPU, PerformanceSettings())
+
+
+def test_what_layers_draw_by_themselves_is_secret(
+    plan_text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout draws from the global state: one that the coordinator could guess hides nobody."""
+    drawn: list[float] = []
+
+    def draw(way: Any, *rest: Any) -> list[torch.Tensor]:
+        drawn.append(float(torch.rand((), dtype=torch.float64)))
+        return [torch.zeros_like(p) for p in way.parameters]
+
+    monkeypatch.setattr(training, "private_gradient", draw)
+    trainer = make(plan_text)
+    for _ in range(2):
+        torch.manual_seed(0)
+        trainer.train("autoencoder", Volumes(), MEMBERS)  # type: ignore[arg-type]
+    assert len(drawn) == len(set(drawn)) == 4  # two runs of two local steps
+
+
+def test_two_stages_may_have_a_step_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage's gradients are those of its own parameters."""
+    plan = tiny_plan("latent-diffusion", (8, 8, 8))
+    terms = terms_with(plan, 5, 1.0, schedule_of(plan))
+    trainer = Trainer(plan, terms, CPU, PerformanceSettings())
+    steps = trainer.family.steps
+    monkeypatch.setattr(
+        trainer.family, "steps", lambda stage: tuple(replace(s, name="turn") for s in steps(stage))
+    )
+    for stage in trainer.family.stages:
+        update = trainer.train(stage, Volumes(), MEMBERS)  # type: ignore[arg-type]
+        assert all(bool(change.any()) for change in update.values())
+    assert list(trainer.notes) == ["autoencoder, turn", "diffusion, turn"]
+
+
 def test_tensors_that_do_not_fit(plan_text: bytes) -> None:
     """A wrong global model is refused and the warm one stays as it was."""
     trainer = make(plan_text)
@@ -168,3 +218,14 @@ def test_state_survives_the_wire(hospital: Any) -> None:
     """The first weights that the coordinator sends fit the model that the site builds."""
     trainer = Trainer(hospital.plan, hospital.approval.terms, CPU, PerformanceSettings())
     trainer.load(from_bytes(hospital.weights))
+
+
+@pytest.mark.parametrize("name", ["wgan-gp", "vae"])
+def test_adam_has_the_decays_of_its_step(name: str) -> None:
+    """The players of a game are not moved by what the other was like many turns ago."""
+    plan = tiny_plan(name)
+    terms = terms_with(plan, 5, 1.0, schedule_of(plan))
+    trainer = Trainer(plan, terms, CPU, PerformanceSettings())
+    (stage,) = trainer.family.stages
+    for step in trainer.family.steps(stage):
+        assert trainer._turn(stage, step).optimiser.defaults["betas"] == step.decays

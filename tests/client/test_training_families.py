@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from families import NAMES, balls, tiny_plan
+from families import NAMES, batch_of, tiny_plan
 from safetensors.torch import load
 from voxfed.client import training
 from voxfed.client.training import Trainer
-from voxfed.models.base import Batch
+from voxfed.models.base import Batch, rows_of
 from voxfed.models.registry import schedule_of
 from voxfed.models.state import tensors_of, to_bytes
 from voxfed.models.trained import stage_parameters
@@ -24,13 +24,14 @@ SHAPE = (8, 8, 8)
 
 
 class Balls:
-    """One volume of each patient."""
+    """One volume of each patient, with what the family is told of it."""
 
-    def __init__(self) -> None:
-        self._volumes = dict(zip(MEMBERS, balls(len(MEMBERS), SHAPE), strict=True))
+    def __init__(self, name: str) -> None:
+        self._batch = batch_of(name, len(MEMBERS), SHAPE)
 
     def batches(self, patient: str) -> Sequence[Batch]:
-        return [Batch(self._volumes[patient].unsqueeze(0))]
+        number = MEMBERS.index(patient)
+        return [rows_of(self._batch, slice(number, number + 1))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,7 +53,7 @@ def test_two_private_rounds_of_each_stage(name: str, monkeypatch: pytest.MonkeyP
         stage = schedule.stage_of(number)
         releases.clear()
         trainer.load(load(weights))
-        update = trainer.train(stage.name, Balls(), MEMBERS)  # type: ignore[arg-type]
+        update = trainer.train(stage.name, Balls(name), MEMBERS)  # type: ignore[arg-type]
         assert len(releases) == plan.local_steps * stage.turns
         charged = sum(event.steps for event in terms.per_round[stage.name])
         assert len(releases) == charged

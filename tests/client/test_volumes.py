@@ -125,9 +125,10 @@ def test_thinning_does_not_alias() -> None:
 def test_resampling_agrees_with_monai(real_data: Path, wanted: tuple[float, float, float]) -> None:
     """Second library: MONAI's bilinear resampling of a real CT, where no axis is thinned."""
     volume = read_volume(min((real_data / "openkbp_ct").glob("*/*_ct.nii.gz")))
-    ours = resample(volume.voxels, volume.spacing, wanted)
+    ours = resample(volume.voxels, volume.grid.spacing, wanted)
     scan = MetaTensor(
-        torch.from_numpy(volume.voxels)[None], affine=centred(volume.voxels.shape, volume.spacing)
+        torch.from_numpy(volume.voxels)[None],
+        affine=centred(volume.voxels.shape, volume.grid.spacing),
     )
     change = SpatialResample(mode="bilinear", padding_mode="border", align_corners=True)
     theirs = change(scan, dst_affine=centred(ours.shape, wanted), spatial_size=ours.shape)

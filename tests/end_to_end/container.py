@@ -53,7 +53,7 @@ class Container:
                 stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
             )  # fmt: skip
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        wait(lambda: bool(children.read_text()), 10, "the namespaces did not come up")
+        wait(lambda: bool(children.read_text()), 60, "the namespaces did not come up")
         self.pid = int(children.read_text())
 
     def release(self) -> None:
@@ -77,7 +77,7 @@ class Container:
         """Whether the image's own health check, run inside, succeeds."""
         return subprocess.run(self.inside(*self.image.probe), capture_output=True).returncode == 0
 
-    def settle(self, seconds: float = 90) -> None:
+    def settle(self, seconds: float = 180) -> None:
         """Wait until it is healthy; fail with its log where it ends first or takes too long."""
         ends = time.monotonic() + seconds
         while not self.healthy():
@@ -128,7 +128,7 @@ class Compose:
         assert [verb, words[0]] == ["run", "--rm"], line
         once = self.create(words[1], words[2:])
         once.release()
-        assert once.process.wait(60) == 0, once.log.read_text()
+        assert once.process.wait(150) == 0, once.log.read_text()
         return once.log.read_text()
 
     def create(self, name: str, command: list[str] | None = None) -> Container:

@@ -38,7 +38,7 @@ PLAN: dict[str, Any] = {
     "volumes": {"shape": [16, 16, 16], "spacing": [9.0, 9.0, 9.0]},
     "optimiser": {"learning_rate": 1e-3},
     "privacy": {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.1},
-    "aggregation": {"quorum": 2, "deadline": 150.0, "approval_deadline": 120.0},
+    "aggregation": {"quorum": 2, "deadline": 150.0, "approval_deadline": 300.0},
 }
 
 
@@ -95,7 +95,7 @@ class Federation:
         for name in reversed(list(self.processes)):
             self.stop(name)
         try:
-            wait_for(lambda: not self.running(), 20, "end of all processes")
+            wait_for(lambda: not self.running(), 60, "end of all processes")
         finally:
             for number in self.running():
                 os.kill(number, signal.SIGKILL)
@@ -155,7 +155,7 @@ class Federation:
     def start_server(self) -> None:
         """Start the SuperLink under its keeper."""
         self.start("server", VOXFED, "server", "start", "--folder", self.coordinator)
-        self.wait(lambda: answers(self.port), 60, "the SuperLink")
+        self.wait(lambda: answers(self.port), 150, "the SuperLink")
 
     def start_site(self, site: str) -> None:
         """Start worker and courier under their watcher."""
@@ -171,7 +171,7 @@ class Federation:
 
     def wait_for_worker(self, site: str) -> None:
         """Wait until the worker's socket is there."""
-        self.wait(Site(self.sites[site]).socket.exists, 60, f"the worker of {site}")
+        self.wait(Site(self.sites[site]).socket.exists, 150, f"the worker of {site}")
 
     def wait(self, holds: Callable[[], object], seconds: float, what: str) -> None:
         """Wait until something holds; show the logs and fail where it does not."""
@@ -208,26 +208,26 @@ class Federation:
         """Run a study to its end, approving it at some sites once the plan has come."""
         run = self.spawn("study", "run", name, "--folder", self.coordinator, "--json")
         self.approve(name, approve)
-        return self.finish(run, code, 300)
+        return self.finish(run, code, 500)
 
     def approve(self, study: str, sites: Sequence[str]) -> None:
         """Approve a study at each site, once its plan has come."""
         for site in sites:
             offered = self.sites[site] / "worker" / "approvals" / study / "plan.toml"
-            self.wait(offered.exists, 90, f"the offer at {site}")
+            self.wait(offered.exists, 150, f"the offer at {site}")
             self.cli("site", "approve", study, "--folder", self.sites[site], "--json")
 
     def audit(self, study: str, sites: Sequence[str]) -> Any:
         """Audit a study, each operator allowing it, and return what `audit run` printed."""
         run = self.spawn(
             *("audit", "run", study, "--folder", self.coordinator),
-            *("--samples", 4, "--deadline", 120, "--json"),
+            *("--samples", 4, "--deadline", 300, "--json"),
         )
         for site in sites:
             asked = self.sites[site] / "worker" / "approvals" / study / "audits"
-            self.wait(lambda asked=asked: list(asked.glob("*.json")), 60, f"the audit at {site}")
+            self.wait(lambda asked=asked: list(asked.glob("*.json")), 150, f"the audit at {site}")
             self.cli("site", "approve", study, "--audit", "--folder", self.sites[site])
-        return self.finish(run).json
+        return self.finish(run, seconds=400).json
 
     def settle(self, site: str, **changes: Any) -> None:
         """Change settings in a site's site.toml; tables are merged."""

@@ -37,7 +37,7 @@ clip_norm = 0.1
 [aggregation]
 quorum = 2
 deadline = 120.0
-approval_deadline = 120.0
+approval_deadline = 300.0
 """
 
 

@@ -60,7 +60,7 @@ def wait_for_round(federation: Federation, study: str, site: str = "") -> None:
         second = (facts["state"], facts.get("round")) == ("training", 2)
         return second and bool(federation.running("client.courier", site))
 
-    federation.wait(at_work, 120, "the second round")
+    federation.wait(at_work, 200, "the second round")
 
 
 def kill(processes: list[int]) -> None:
@@ -72,7 +72,7 @@ def kill(processes: list[int]) -> None:
 
 def finish(federation: Federation, study: str, run: subprocess.Popen[bytes]) -> Done:
     """Wait for the run, and run the study again where that one ended early; return the last."""
-    output, errors = run.communicate(timeout=280)
+    output, errors = run.communicate(timeout=450)
     assert b"Traceback" not in errors, errors.decode()
     if run.returncode == 0:
         return Done(0, output.decode(), errors.decode())
@@ -140,7 +140,7 @@ def test_a_courier_killed_while_the_reply_is_on_its_way(federation: Federation) 
     run = begin(federation, "courier")
     wait_for_round(federation, "courier", "north")
     couriers = federation.running("client.courier", "north")
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 150
     while ("autoencoder", 2) not in federation.charges("north", "courier"):
         # stopped, it takes no reply; let go now and then, in case it had not asked yet
         for number, seconds in ((signal.SIGCONT, 0.1), (signal.SIGSTOP, 1.5)):

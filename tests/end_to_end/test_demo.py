@@ -35,18 +35,18 @@ def _left_over(folder: Path) -> list[str]:
 
 
 def _wait_until_gone(folder: Path) -> None:
-    ends = time.monotonic() + 40
+    ends = time.monotonic() + 90
     while _left_over(folder) and time.monotonic() < ends:
         time.sleep(0.5)
     assert _left_over(folder) == []
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_whole_job_on_real_ct(short_folder: Path, real_data: Path) -> None:
     """The gate must block the over-trained model and not the private one, on real scans too."""
     folder = short_folder / "d"
     run = _start(folder, "--data", str(real_data / "openkbp_ct"))
-    said, _ = run.communicate(timeout=880)
+    said, _ = run.communicate(timeout=1450)
     assert run.returncode == 0, said[-3000:]
     for words in ("verdict, private", "weights.safetensors was changed", "learns budget"):
         assert words in said
@@ -61,7 +61,7 @@ def test_the_whole_job_on_real_ct(short_folder: Path, real_data: Path) -> None:
     _wait_until_gone(folder)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ctrl_c_leaves_nothing_running(short_folder: Path) -> None:
     """A visitor who stops the demonstration must not find its hospitals running tomorrow."""
     folder = short_folder / "d"
@@ -73,6 +73,6 @@ def test_ctrl_c_leaves_nothing_running(short_folder: Path) -> None:
     assert socket.exists()
     time.sleep(5)
     os.kill(run.pid, signal.SIGINT)
-    run.communicate(timeout=90)
+    run.communicate(timeout=180)
     assert run.returncode == 130
     _wait_until_gone(folder)

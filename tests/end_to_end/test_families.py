@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from families import TINY
 from federation import Federation
@@ -13,6 +16,11 @@ from voxfed.server.coordinator import Coordinator
 from voxfed.server.store import Store
 
 pytestmark = pytest.mark.slow
+
+CONDITIONED = {
+    "conditional-vae": {"kind": "class", "column": "sex", "values": ["F", "M"]},
+    "pix2pix": {"kind": "mask", "suffix": "tissue", "structures": 3},
+}
 
 SITES = ("north", "harbour")
 GROUPS = [name for name in ("wgan-gp", "wavelet-diffusion", "vq-transformer") if name in FAMILIES]
@@ -25,16 +33,34 @@ def federation() -> Iterator[Federation]:
         limits = {"families": list(FAMILIES), "lifetime_epsilon": 99.0}
         for site in SITES:
             made.settle(site, limits=limits)
+            _tell(made.folder / f"cohort-{site}")
         made.start_server()
         for site in SITES:
             made.start_site(site)
         yield made
 
 
-@pytest.mark.parametrize("name", GROUPS)
+def _tell(cohort: Path) -> None:
+    """Write a table of the patients, and beside each phantom a mask of three tissues."""
+    rows = ["participant_id\tsex"]
+    for number, patient in enumerate(sorted(cohort.iterdir())):
+        rows.append(f"{patient.name}\t{'FM'[number % 2]}")
+        for path in sorted(patient.glob("*_phantom.nii.gz")):
+            image = nib.load(path)
+            voxels = image.get_fdata()
+            tissue = np.digitize(voxels, np.quantile(voxels, [0.6, 0.9])).astype(np.int16)
+            mask = nib.Nifti1Image(tissue, image.affine)
+            nib.save(mask, path.with_name(path.name.replace("phantom", "tissue")))
+    (cohort / "participants.tsv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("name", [*GROUPS, *CONDITIONED])
 def test_two_private_rounds_an_audit_and_a_bundle(federation: Federation, name: str) -> None:
     """Each stage's rounds are charged at each site, and the gate builds a bundle."""
     changes = {"family": name, "settings": TINY[name], "privacy": {"epsilon": 6.0}}
+    changes["volumes"] = {"modality": "phantom"}
+    if name in CONDITIONED:
+        changes["condition"] = CONDITIONED[name]
     federation.new_study(name, **changes)
     done = federation.run_study(name, approve=SITES).json
     server = ("--folder", federation.coordinator)
@@ -48,5 +74,10 @@ def test_two_private_rounds_an_audit_and_a_bundle(federation: Federation, name: 
     audit = federation.audit(name, SITES)
     assert audit["refused"] == {}
     built = federation.cli("release", "build", name, *server, "--json").json
-    drawn = ("sample", built["bundle"], "-n", 1, "-o", federation.folder / f"{name}-volumes")
+    drawn = ["sample", built["bundle"], "-n", 1, "-o", federation.folder / f"{name}-volumes"]
+    if name == "pix2pix" and audit["verdict"] != "BLOCK":
+        federation.cli(*drawn, code=2)  # it starts from a mask
+    if name in CONDITIONED:
+        mask = next((federation.folder / "cohort-north").glob("*/*_tissue.nii.gz"))
+        drawn += ["--condition", "M" if name == "conditional-vae" else mask]
     federation.cli(*drawn, code=3 if audit["verdict"] == "BLOCK" else 0)

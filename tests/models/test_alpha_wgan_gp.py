@@ -45,7 +45,7 @@ def test_shapes_and_determinism() -> None:
         assert torch.equal(loss, step.loss(Batch(volumes), generator()))
     assert torch.equal(sample, family.sample(2, generator=generator()))
     assert torch.equal(before, torch.get_rng_state())
-    assert sample.shape == family.reconstruct(volumes).shape == (2, 1, *SHAPE)
+    assert sample.shape == family.reconstruct(Batch(volumes)).shape == (2, 1, *SHAPE)
     assert sample.abs().max() <= 1
     assert family.criticise(Batch(volumes)).shape == (2,)
 
@@ -104,7 +104,7 @@ def test_the_state_round_trips() -> None:
             weight.add_(0.1)
     load_into(other, from_bytes(to_bytes(tensors_of(family)), expected=tensors_of(other)))
     volumes = torch.rand(1, 1, *SHAPE)
-    assert torch.equal(family.reconstruct(volumes), other.reconstruct(volumes))
+    assert torch.equal(family.reconstruct(Batch(volumes)), other.reconstruct(Batch(volumes)))
 
 
 def test_a_condition_and_wrong_settings_are_refused() -> None:
@@ -130,5 +130,5 @@ def test_training_rebuilds_the_volumes() -> None:
             optimiser.zero_grad()
             step.loss(Batch(volumes), draws).mean().backward()
             optimiser.step()
-    error = (family.reconstruct(volumes) - volumes).abs().mean()
+    error = (family.reconstruct(Batch(volumes)) - volumes).abs().mean()
     assert error < 0.7 * (volumes - volumes.mean(0)).abs().mean()

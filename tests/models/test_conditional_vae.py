@@ -51,7 +51,7 @@ def test_shapes_and_determinism(kind: str) -> None:
     assert not torch.equal(first, family.sample(2, condition=condition, generator=generator(4)))
     assert first.shape == volumes.shape
     assert first.abs().max() <= 1
-    assert family.reconstruct(volumes, condition).shape == volumes.shape
+    assert family.reconstruct(Batch(volumes, condition)).shape == volumes.shape
     assert family.loss(Batch(volumes, condition), generator()).shape == (2,)
     assert list(family.buffers()) == []
 

@@ -1,5 +1,7 @@
 """Conditions become numbers or planes, and one that does not fit is refused by name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from voxfed.models.base import NO_CONDITION, Condition
@@ -43,6 +45,23 @@ def test_an_example_fits_and_has_the_stated_channels(kind: Kind) -> None:
     assert told.shape[1] == conditioning.numbers + conditioning.planes
     assert told.dtype == torch.float32
     assert make("none").example(4, torch.Generator()) == NO_CONDITION
+
+
+@pytest.mark.parametrize("kind", ["mask", "source"])
+def test_no_image_is_drawn_from_a_prior(kind: Kind) -> None:
+    """An image of noise is no public mask: who samples must give one."""
+    with pytest.raises(PlanError, match=f"a {kind} cannot be drawn"):
+        make(kind).prior(1, torch.Generator())
+
+
+def test_classes_are_drawn_by_weight() -> None:
+    """4,000 draws are within 6 standard deviations of the plan's weights; a 0 is never drawn."""
+    weighted = replace(make("class"), weights=(3.0, 0.0, 1.0))
+    label = weighted.prior(4000, torch.Generator().manual_seed(0)).label
+    assert label is not None
+    counts = torch.bincount(label, minlength=3).tolist()
+    assert counts[1] == 0
+    assert abs(counts[0] - 3000) < 6 * 27.4
 
 
 @pytest.mark.parametrize("kind", KINDS)

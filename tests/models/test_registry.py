@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny_plan
 from voxfed.models import registry
 from voxfed.study.errors import PlanError
 from voxfed.study.plan import StudyPlan
@@ -77,3 +78,72 @@ def test_each_family_is_described_and_counts_its_parameters() -> None:
     )
     assert rows[0].parameters == sum(weight.numel() for weight in family.parameters())
     assert rows[0].stages == family.stages
+
+
+CLASS = {"kind": "class", "column": "sex", "values": ["F", "M", "X"], "weights": [1, 1, 2]}
+
+
+def conditioned(name: str, **condition: Any) -> StudyPlan:
+    return tiny_plan(name, (8, 8, 8), condition=condition)
+
+
+def test_the_condition_stands_in_one_place() -> None:
+    """What is read at the sites and what the network takes cannot differ."""
+    spec = registry.check(conditioned("wgan-gp", **CLASS))
+    assert (spec.condition, spec.classes, spec.weights) == ("class", 3, (1, 1, 2))
+    assert registry.conditioning(conditioned("diffusion", **CLASS)).weights == (1, 1, 2)
+    assert registry.conditioning(tiny_plan("diffusion")).kind == "none"
+    with pytest.raises(PlanError, match=r"settings.classes: unknown key"):
+        registry.check(plan({"classes": 3}, family="wgan-gp"))
+
+
+def test_a_condition_that_the_family_does_not_take_is_refused() -> None:
+    """Of three ways to be wrong: it takes none, it takes another, it needs one."""
+    with pytest.raises(PlanError, match="told another condition"):
+        registry.check(conditioned("vae", **CLASS))
+    with pytest.raises(PlanError, match="condition"):
+        registry.check(conditioned("wgan-gp", kind="mask", structures=3))
+    with pytest.raises(PlanError, match=r"told another condition \(got none, expected source\)"):
+        registry.check(plan({"channels": [8, 8]}, family="pix2pix"))
+
+
+def test_tasks_are_what_can_be_told() -> None:
+    tasks = {row.name: row.tasks for row in registry.describe()}
+    assert tasks["vae"] == ("unconditional",)
+    assert tasks["cycle-gan"] == ("translation",)
+    assert tasks["pix2pix"] == ("translation", "mask to image")
+    assert "class" in tasks["vq-transformer"]
+
+
+def staged(**stages: int) -> StudyPlan:
+    """A plan of a family with two stages, 3 rounds each but for those in `stages`."""
+    codes = {"channels": [8, 8], "groups": 4, "entries": 16, "width": 4}
+    made = plan({"codes": codes, "prior_channels": 8}, family="vqvae")
+    return made.model_copy(update={"rounds": 3, "stages": stages})
+
+
+@pytest.mark.parametrize(
+    ("stages", "rounds"),
+    [
+        ({}, [3, 3]),
+        ({"prior": 5}, [3, 5]),
+        ({"codes": 0}, [0, 3]),
+        ({"codes": 1, "prior": 0}, [1, 0]),
+    ],
+)
+def test_a_stage_may_have_rounds_of_its_own(stages: dict[str, int], rounds: list[int]) -> None:
+    """What is left out has the plan's; a stage of 0 rounds keeps its place and its turns."""
+    found = registry.schedule_of(staged(**stages)).stages
+    assert [(stage.name, stage.rounds) for stage in found] == [
+        ("codes", rounds[0]),
+        ("prior", rounds[1]),
+    ]
+    assert all(stage.turns == 1 for stage in found)
+
+
+def test_stages_that_the_family_has_not_are_refused() -> None:
+    """And so is a study in which nothing is trained at all."""
+    with pytest.raises(PlanError, match="got diffusion, expected codes or prior"):
+        registry.schedule_of(staged(prior=2, diffusion=4))
+    with pytest.raises(PlanError, match="every stage has 0 rounds"):
+        registry.schedule_of(staged(codes=0, prior=0))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import NAMES, SHAPE, TINY, balls, tiny, tiny_plan
-from voxfed.models.base import Batch, Condition
+from families import NAMES, SHAPE, TINY, TOLD, batch_of, tiny, tiny_plan, told
+from voxfed.models.base import Condition
 from voxfed.models.fitting import fit
 from voxfed.models.registry import FAMILIES, check, schedule_of
 from voxfed.models.state import from_bytes, load_into, tensors_of, to_bytes
@@ -13,6 +13,10 @@ from voxfed.privacy.inspection import inspect_family
 from voxfed.study.errors import PlanError, WireError
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+DRAWS_NOTHING = ("pix2pix", "cycle-gan")
+AGE = {"kind": "attributes", "columns": ["age"], "ranges": [[20.0, 90.0]]}
 
 
 def draws(seed: int = 3) -> torch.Generator:
@@ -39,7 +43,8 @@ def test_it_passes_inspection(name: str) -> None:
 
 def test_samples_are_volumes_and_repeat_to_the_bit(name: str) -> None:
     family = tiny(name).eval()
-    first, second = (family.sample(2, generator=draws()) for _ in range(2))
+    condition = told(name, 2)
+    first, second = (family.sample(2, condition=condition, generator=draws()) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
     assert first.shape == (2, 1, *SHAPE)
@@ -48,30 +53,62 @@ def test_samples_are_volumes_and_repeat_to_the_bit(name: str) -> None:
     assert not first.requires_grad
 
 
+def test_all_randomness_is_the_generators(name: str) -> None:
+    """Losses and samples are the same bits whatever the global state, which stays as it is."""
+    family, batch, found = tiny(name).eval(), batch_of(name, 2), []
+    steps = [step for stage in family.stages for step in family.steps(stage)]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        losses = [s.loss(batch if s.reads_patients else None, draws()) for s in steps]
+        drawn = family.sample(2, condition=batch.condition, generator=draws())
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append([*losses, drawn])
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+    other = family.sample(2, condition=batch.condition, generator=draws(4))
+    assert torch.equal(drawn, other) == (name in DRAWS_NOTHING)
+
+
 def test_a_condition_that_was_not_asked_for_is_refused(name: str) -> None:
+    """Nor may one be left out that is needed."""
+    wrong = Condition(attributes=torch.zeros(1, 1))
     with pytest.raises(PlanError):
-        tiny(name).sample(1, condition=Condition(label=torch.tensor([0])), generator=draws())
+        tiny(name).sample(1, condition=wrong, generator=draws())
+    if name in TOLD:
+        with pytest.raises(PlanError):
+            tiny(name).sample(1, generator=draws())
+        with pytest.raises(PlanError):
+            check(
+                tiny_plan(
+                    name,
+                    condition=AGE,
+                )
+            )
 
 
 def test_the_state_is_its_tensors(name: str) -> None:
-    """What travels and what is released rebuilds the family bit for bit."""
+    """What travels and what is released rebuilds the family bit for bit; there is no buffer."""
     family, other = tiny(name).eval(), tiny(name).eval()
     with torch.no_grad():
         for weight in family.parameters():
             weight.add_(0.01)
     load_into(other, from_bytes(to_bytes(tensors_of(family))))
-    assert torch.equal(family.sample(1, generator=draws()), other.sample(1, generator=draws()))
+    first, second = (
+        one.sample(1, condition=told(name, 1), generator=draws()) for one in (family, other)
+    )
+    assert torch.equal(first, second)
+    assert list(family.buffers()) == []
     with pytest.raises(WireError):
         load_into(other, dict(list(tensors_of(family).items())[1:]))
 
 
 def test_a_few_steps_reduce_the_loss_of_every_stage(name: str) -> None:
     """Each stage learns from phantoms: the first step's loss falls."""
-    family, volumes = tiny(name), balls(16)
+    family, public = tiny(name), batch_of(name, 16)
     for stage in family.stages:
         settings = {"batch": 4, "learning_rate": 3e-3}
-        first = fit(family, stage, volumes, steps=1, generator=draws(1), **settings)
-        last = fit(family, stage, volumes, steps=60, generator=draws(2), **settings)
+        first = fit(family, stage, public, steps=1, generator=draws(1), **settings)
+        last = fit(family, stage, public, steps=60, generator=draws(2), **settings)
         assert last < first
 
 
@@ -83,19 +120,22 @@ def test_a_shape_is_trained_and_sampled_or_refused(name: str, shape: tuple[int, 
         return
     family = tiny(name, shape)
     for step in (s for stage in family.stages for s in family.steps(stage)):
-        losses = step.loss(Batch(balls(2, shape)) if step.reads_patients else None, draws())
+        losses = step.loss(batch_of(name, 2, shape) if step.reads_patients else None, draws())
         assert losses.ndim == 1
         assert bool(torch.isfinite(losses).all())
-    assert family.sample(1, generator=draws()).shape == (1, 1, *shape)
+    drawn = family.sample(1, condition=told(name, 1, shape), generator=draws())
+    assert drawn.shape == (1, 1, *shape)
 
 
 def test_the_schedule_counts_what_reads_patients(name: str) -> None:
-    """Accounting charges each of these turns."""
+    """Accounting charges each of these turns, and no other stage is taken for one of them."""
     plan, family = tiny_plan(name), tiny(name)
     for stage in schedule_of(plan).stages:
         turns = sum(s.repeats for s in family.steps(stage.name) if s.reads_patients)
         assert (stage.rounds, stage.turns) == (2, turns)
         assert turns >= 1
+    with pytest.raises(PlanError, match="no such stage"):
+        family.steps("no such stage")
 
 
 def test_the_tiny_settings_are_of_this_family(name: str) -> None:

@@ -34,7 +34,7 @@ def test_shapes_and_determinism(axis: int, shape: tuple[int, int, int]) -> None:
     torch.manual_seed(9)
     assert torch.equal(first, family.sample(2, generator=generator()))
     assert not torch.equal(first, family.sample(2, generator=generator(4)))
-    assert first.shape == family.reconstruct(volumes).shape == volumes.shape
+    assert first.shape == family.reconstruct(Batch(volumes)).shape == volumes.shape
     assert list(family.buffers()) == []
 
 
@@ -48,7 +48,7 @@ def test_a_slice_is_coded_and_decoded_alone(axis: int, shape: tuple[int, int, in
     same = torch.tensor([number != 3 for number in range(7)])
     assert torch.allclose(codes[0][:, same], codes[1][:, same], atol=1e-6)
     assert not torch.allclose(codes[0][:, 3], codes[1][:, 3])
-    changed = [family.reconstruct(x).movedim(2 + axis, 1) for x in (volumes, other)]
+    changed = [family.reconstruct(Batch(x)).movedim(2 + axis, 1) for x in (volumes, other)]
     assert torch.allclose(changed[0][:, same], changed[1][:, same], atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_the_stack_is_a_gaussian() -> None:
         drawn = stack.draw(200_000, generator())
         for k in range(2):
             unit = torch.eye(4).double() - stack.before[k].tril(-1)
-            factor = torch.linalg.inv(unit) @ stack.log_deviation[:, k].exp().diag()
+            factor = torch.linalg.inv(unit).tril() @ stack.log_deviation[:, k].exp().diag()
             normal = MultivariateNormal(stack.mean[:, k], scale_tril=factor)
             expected += normal.log_prob(codes[:, :, k])
             covariance = torch.cov(drawn[:, :, k].T)
@@ -129,7 +129,7 @@ def test_a_few_steps_make_volumes_of_slices() -> None:
             optimiser.step()
             losses.append(loss.item())
         assert losses[-1] < 0.75 * losses[0]
-    assert (family.reconstruct(volumes) - volumes).abs().mean() < 0.2
+    assert (family.reconstruct(Batch(volumes)) - volumes).abs().mean() < 0.2
     drawn = family.sample(16, generator=draws).mean((0, 1, 2, 3))
     assert drawn[3:5].min() > drawn[[0, 7]].max() + 0.2
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from voxfed.models.base import Batch
 from voxfed.models.state import from_bytes, load_into, tensors_of, to_bytes
 from voxfed.models.vae import Vae, VaeSpec
 from voxfed.study.errors import WireError
@@ -29,9 +30,9 @@ def test_equal_tensors_give_equal_bytes() -> None:
 
 def test_a_family_is_its_tensors() -> None:
     first, second, volumes = make(0), make(1), torch.rand(1, 1, 8, 8, 8)
-    assert not torch.equal(first.reconstruct(volumes), second.reconstruct(volumes))
+    assert not torch.equal(first.reconstruct(Batch(volumes)), second.reconstruct(Batch(volumes)))
     load_into(second, from_bytes(to_bytes(tensors_of(first)), expected=tensors_of(second)))
-    assert torch.equal(first.reconstruct(volumes), second.reconstruct(volumes))
+    assert torch.equal(first.reconstruct(Batch(volumes)), second.reconstruct(Batch(volumes)))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from voxfed.models.base import Batch
+from voxfed.models.diffusion import Diffusion, DiffusionSpec
 from voxfed.models.trained import Adapted, add_adapters, freeze_the_rest, trained_parameters
 from voxfed.models.vae import Vae, VaeSpec
+from voxfed.study.errors import PlanError
 from voxfed.study.plan import Trained
 
 
@@ -40,9 +42,9 @@ def test_a_step_moves_the_part_and_nothing_else(part: Trained) -> None:
 
 def test_adapters_change_nothing_at_first() -> None:
     family, volumes = make(), torch.rand(2, 1, 8, 8, 8)
-    before = family.reconstruct(volumes)
+    before = family.reconstruct(Batch(volumes))
     add_adapters(family)
-    assert torch.equal(family.reconstruct(volumes), before)
+    assert torch.equal(family.reconstruct(Batch(volumes)), before)
 
 
 def test_adapters_are_the_same_everywhere() -> None:
@@ -74,3 +76,24 @@ def test_biases_take_in_those_that_the_family_names() -> None:
     names = trained_parameters(make(), "normalisation-and-biases")
     assert "mean_shade.weight" in names
     assert "mean_volume.weight" not in names
+
+
+def test_attention_is_all_of_its_blocks_and_no_convolution() -> None:
+    """Oracle: by the layers' own names, in MONAI's UNet with attention at its last level."""
+    denoiser = {"channels": (8, 16), "groups": 4, "sampling_steps": 2}
+    family = Diffusion(DiffusionSpec(shape=(8, 8, 8), denoiser=denoiser))
+    names = freeze_the_rest(family, "attention")
+    expected = [name for name, _ in family.named_parameters() if "attention" in name]
+    assert names == expected
+    assert any(name.endswith("to_q.weight") for name in names)
+    assert any(".norm." in name for name in names)
+    (step,) = family.steps("diffusion")
+    assert list(step.parameters) == names
+    volumes = torch.rand(2, 1, 8, 8, 8)
+    step.loss(Batch(volumes), torch.Generator().manual_seed(0)).sum().backward()
+    assert {n for n, w in family.named_parameters() if w.grad is not None} == set(names)
+
+
+def test_a_family_without_the_part_is_refused() -> None:
+    with pytest.raises(PlanError, match="no attention to train"):
+        freeze_the_rest(make(), "attention")

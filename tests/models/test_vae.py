@@ -28,7 +28,7 @@ def test_shapes(patch: int, channels: tuple[int, ...]) -> None:
     family = make(patch=patch, channels=channels)
     volumes = torch.rand(3, 1, 8, 12, 16) * 2 - 1
     assert isinstance(family, Reconstructs)
-    assert family.reconstruct(volumes).shape == volumes.shape
+    assert family.reconstruct(Batch(volumes)).shape == volumes.shape
     assert family.sample(2, generator=generator()).shape == (2, 1, 8, 12, 16)
     assert family.loss(Batch(volumes), generator()).shape == (3,)
 
@@ -52,7 +52,7 @@ def test_folded_cubes_unfold_to_the_same_volume(patch: int) -> None:
     torch.nn.init.zeros_(family.mean_volume.weight)
     torch.nn.init.zeros_(family.mean_shade.weight)
     volumes = torch.rand(2, 1, 8, 12, 16)
-    assert torch.equal(family.reconstruct(volumes), volumes)
+    assert torch.equal(family.reconstruct(Batch(volumes)), volumes)
     # a channel is one corner of every cube
     assert torch.equal(kept[0][:, 0], volumes[:, 0, ::patch, ::patch, ::patch])
 
@@ -106,7 +106,7 @@ def test_all_randomness_is_the_generators() -> None:
     assert torch.equal(first[1], second[1])
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(first[0], family.loss(Batch(volumes), generator(9)))
-    assert torch.equal(family.reconstruct(volumes), family.reconstruct(volumes))
+    assert torch.equal(family.reconstruct(Batch(volumes)), family.reconstruct(Batch(volumes)))
 
 
 def test_the_step_lists_only_what_learns_and_reads_patients() -> None:

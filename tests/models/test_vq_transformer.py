@@ -80,7 +80,7 @@ def test_shapes_and_determinism(first_stage: str) -> None:
     torch.manual_seed(9)
     assert torch.equal(first, family.sample(2, generator=generator()))
     assert not torch.equal(first, family.sample(2, generator=generator(4)))
-    assert first.shape == family.reconstruct(volumes).shape == volumes.shape
+    assert first.shape == family.reconstruct(Batch(volumes)).shape == volumes.shape
     assert family.likelihood_bound(Batch(volumes), generator()).shape == (2,)
     assert list(family.buffers()) == []
     turns = [step.name for stage in family.stages for step in family.steps(stage)]

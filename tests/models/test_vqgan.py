@@ -36,7 +36,7 @@ def test_shapes_and_determinism() -> None:
     torch.manual_seed(9)
     assert torch.equal(first, family.sample(2, generator=generator()))
     assert not torch.equal(first, family.sample(2, generator=generator(4)))
-    assert first.shape == family.reconstruct(volumes).shape == volumes.shape
+    assert first.shape == family.reconstruct(Batch(volumes)).shape == volumes.shape
     assert family.criticise(Batch(volumes)).shape == (2,)
     assert family.likelihood_bound(Batch(volumes), generator()).shape == (2,)
     assert list(family.buffers()) == []
@@ -89,7 +89,7 @@ def test_a_few_turns_reduce_the_losses() -> None:
         (step, torch.optim.Adam([weights[x] for x in step.parameters], lr=3e-3))
         for step in family.steps("codes")
     ]
-    before = (family.reconstruct(volumes) - volumes).abs().mean()
+    before = (family.reconstruct(Batch(volumes)) - volumes).abs().mean()
     first = turns[1][0].loss(Batch(volumes), generator()).mean().item()
     for _ in range(40):
         for step, optimiser in turns:
@@ -97,7 +97,7 @@ def test_a_few_turns_reduce_the_losses() -> None:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    after = (family.reconstruct(volumes) - volumes).abs().mean()
+    after = (family.reconstruct(Batch(volumes)) - volumes).abs().mean()
     assert after < 0.5 * before
     assert loss.item() < first
 

@@ -47,7 +47,7 @@ def test_shapes_and_determinism() -> None:
     torch.manual_seed(9)
     assert torch.equal(first, family.sample(2, generator=generator()))
     assert not torch.equal(first, family.sample(2, generator=generator(4)))
-    assert first.shape == family.reconstruct(volumes).shape == volumes.shape
+    assert first.shape == family.reconstruct(Batch(volumes)).shape == volumes.shape
     assert first.abs().max() <= 1
     assert list(family.buffers()) == []
 
@@ -94,7 +94,7 @@ def test_the_bound_is_the_codes_probability_and_a_laplace_density() -> None:
     """Oracle: torch.distributions round the reconstruction."""
     family, volumes = make(), torch.rand(2, 1, *SHAPE) * 2 - 1
     with torch.no_grad():
-        centre = family.reconstruct(volumes)
+        centre = family.reconstruct(Batch(volumes))
         density = Laplace(centre, ERROR_SCALE).log_prob(volumes).flatten(1).sum(1)
         expected = density + family.prior(family.codes.encode(volumes).indices)
     found = family.likelihood_bound(Batch(volumes), generator())
@@ -103,7 +103,7 @@ def test_the_bound_is_the_codes_probability_and_a_laplace_density() -> None:
 
 def test_a_few_steps_reduce_both_losses() -> None:
     family, volumes = make((8, 8, 8)), balls(8)
-    before = (family.reconstruct(volumes) - volumes).abs().mean()
+    before = (family.reconstruct(Batch(volumes)) - volumes).abs().mean()
     for stage in family.stages:
         (step,) = family.steps(stage)
         weights = [dict(family.named_parameters())[name] for name in step.parameters]
@@ -116,7 +116,7 @@ def test_a_few_steps_reduce_both_losses() -> None:
             optimiser.step()
             losses.append(loss.item())
         assert losses[-1] < 0.6 * losses[0]
-    assert (family.reconstruct(volumes) - volumes).abs().mean() < 0.4 * before
+    assert (family.reconstruct(Batch(volumes)) - volumes).abs().mean() < 0.4 * before
     assert len(family.codes.encode(volumes).indices.unique()) > 4  # the codebook is in use
 
 

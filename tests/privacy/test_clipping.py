@@ -27,7 +27,7 @@ def exact_square(row: Tensor) -> Fraction:
     return sum((Fraction(x) ** 2 for x in row.double().flatten().tolist()), Fraction())
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 10**6),
     log_scale=st.floats(-20, 20),
@@ -45,7 +45,7 @@ def test_the_clipped_norm_never_exceeds_the_bound_in_exact_arithmetic(
     assert exact_square(clipped) <= Fraction(bound) ** 2
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), excess=st.floats(1 - 1e-6, 1 + 1e-6))
 def test_the_bound_holds_where_the_norm_is_the_bound_but_for_rounding(
     seed: int, excess: float

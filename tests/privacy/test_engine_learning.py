@@ -6,16 +6,14 @@ and the error after some private steps, are known in closed form.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import numpy.typing as npt
 import pytest
+import streams
 import torch
 from scipy import stats
 from torch import Tensor, nn
 from voxfed.models.base import Batch, Step
-from voxfed.privacy import engine, noise, sampling
 from voxfed.privacy.engine import StepSettings, private_gradient
 from voxfed.privacy.gradients.patients import PatientGradients
 
@@ -93,12 +91,8 @@ class Line:
 
 
 @pytest.fixture(autouse=True)
-def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws and noise from fixed streams: the same releases each time the test runs."""
-    stream = noise.Keystream(bytes(32))
-    source = np.random.default_rng(4).bytes
-    monkeypatch.setattr(engine, "add_noise", partial(noise.add_noise, keystream=stream))
-    monkeypatch.setattr(sampling, "poisson", partial(sampling.poisson, random_bytes=source))
+def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams.fix(monkeypatch)
 
 
 def test_the_mean_of_2000_releases_is_the_exact_gradient() -> None:

@@ -6,10 +6,12 @@ from monai.networks.nets import VQVAE
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from voxfed.models.base import NO_CONDITION, Batch, Condition, Family, Step
+from voxfed.models.conditioning import Conditioning
 from voxfed.models.registry import build
 from voxfed.privacy.inspection import example, inspect_family
 from voxfed.study.errors import Refusal
 from voxfed.study.plan import StudyPlan
+from voxfed.study.tables import Table
 
 SHAPE = (8, 8, 8)
 PLAN = """
@@ -306,13 +308,39 @@ def test_a_blind_step_passes() -> None:
     inspect_family(Duo("honest"), SHAPE)
 
 
+class ToldSpec(Table):
+    """Two classes."""
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return Conditioning("class", 2, 0, SHAPE)
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_a_loss_that_mixes_conditions_is_refused(mixes: bool) -> None:
+    """What a neighbour is told is the neighbour's: the mean label of a batch leaks it."""
+
+    class Told(Toy):
+        spec = ToldSpec()
+
+        def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+            label = batch.condition.label.float()
+            return super().loss(batch, generator) * (1 + (label.mean() if mixes else label))
+
+    if mixes:
+        with pytest.raises(Refusal, match="mixes the volumes"):
+            inspect_family(Told(nn.Conv3d(4, 4, 1)), SHAPE)
+    else:
+        inspect_family(Told(nn.Conv3d(4, 4, 1)), SHAPE)
+
+
 def test_the_example_is_nobody() -> None:
     """Two different volumes in range, the same in every run, so that sites decide alike."""
-    volumes = example(SHAPE, torch.device("cpu")).volumes
+    volumes = example(Toy(nn.Conv3d(4, 4, 1)), SHAPE).volumes
     assert volumes.shape == (2, 1, *SHAPE)
     assert float(volumes.abs().max()) <= 1
     assert not torch.equal(volumes[0], volumes[1])
-    assert torch.equal(volumes, example(SHAPE, torch.device("cpu")).volumes)
+    assert torch.equal(volumes, example(Toy(nn.Conv3d(4, 4, 1)), SHAPE).volumes)
 
 
 def test_a_zero_output_hides_nothing() -> None:

@@ -139,3 +139,14 @@ def test_every_turn_of_every_stage_is_charged() -> None:
     assert terms.per_round["prior"][0] == Event("sampled-gaussian", 1.5, rate, 9)
     steps = {event.sigma: event.steps for event in terms.whole}
     assert steps == {1.5: 3 * (2 * 1 + 3 * 3), 20.0: 5, 10.0: 2}
+
+
+def test_a_stage_that_reads_nobody_is_not_charged() -> None:
+    """Its rounds have neither noisy steps nor a loss to tell; the other stage's are all there."""
+    schedule = Schedule((Stage("prior", 2, 3), Stage("generator", 4, 0)))
+    terms = terms_with(make("metric_noise = 20.0"), 40, 1.5, schedule)
+    assert terms.per_round["generator"] == ()
+    steps = {event.sigma: event.steps for event in terms.whole}
+    assert steps == {1.5: 3 * 2 * 3, 20.0: 2, 10.0: 2}
+    without = terms_with(make("metric_noise = 20.0"), 40, 1.5, Schedule((Stage("prior", 2, 3),)))
+    assert terms.whole == without.whole

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from voxfed.study import messages
 from voxfed.study.errors import VerificationError, VoxfedError, WireError
 from voxfed.study.identity import SigningKey, canonical, pre_authentication
@@ -53,6 +54,39 @@ HEADERS: list[messages.Message] = [
         edges=(0.0, 1.0),
         members={"x": (3.0,)},
         non_members={"x": (2.0,)},
+    ),
+    messages.EvaluationRequest(
+        site="north",
+        study="s",
+        plan_digest=DIGEST,
+        lineage="{}",
+        weights_digest=DIGEST,
+        weights_size=9,
+        extractor_digest=DIGEST,
+        samples=8,
+    ),
+    messages.Evaluated(
+        study="s",
+        request_digest=DIGEST,
+        weights_digest=DIGEST,
+        extractor_digest=DIGEST,
+        samples=8,
+        figures=(
+            messages.FigureRow(
+                name="KID",
+                group="age 40 to 49",
+                value=0.5,
+                low=-0.5,
+                high=1.5,
+                n=20,
+                real=None,
+                better="lower",
+            ),
+        ),
+        seconds=0.5,
+        flops=9,
+        memory=None,
+        pseudo_patients=False,
     ),
     messages.Refused(code=messages.RefusalCode.BUDGET),
     messages.Receipt(head=Head(length=3, digest=DIGEST)),
@@ -214,3 +248,38 @@ def test_nothing_in_the_header_is_hidden(key: SigningKey) -> None:
     (size,) = struct.unpack(">I", message[4:8])
     assert json.loads(message[8 : 8 + size])["site"] == "north"
     assert issubclass(WireError, VoxfedError)
+
+
+def _evaluation(**more: Any) -> messages.EvaluationRequest:
+    facts: dict[str, Any] = {"site": "north", "study": "s", "plan_digest": DIGEST, "lineage": "{}"}
+    facts |= {"weights_digest": messages.hash_of(b"weights"), "weights_size": 7}
+    facts |= {"extractor_digest": messages.hash_of(b"extractor"), "samples": 8}
+    return messages.EvaluationRequest(**(facts | more))
+
+
+def test_an_evaluation_is_of_weights_extractor_and_samples() -> None:
+    """What an operator allows cannot be exchanged for another question; who is asked may differ."""
+    subject = _evaluation().subject
+    assert _evaluation(site="valley", echo=Head(length=1, digest=DIGEST)).subject == subject
+    changed = ({"weights_digest": DIGEST}, {"extractor_digest": DIGEST}, {"samples": 9})
+    assert len({subject, *(_evaluation(**change).subject for change in changed)}) == 4
+
+
+def test_weights_and_extractor_are_those_named() -> None:
+    """One payload carries both files, each under its own digest."""
+    assert _evaluation().split(b"weightsextractor") == (b"weights", b"extractor")
+    for payload in (b"weightsextractoR", b"weightSextractor", b"weights", b""):
+        with pytest.raises(VerificationError, match="not those"):
+            _evaluation().split(payload)
+    with pytest.raises(VerificationError, match="not those"):
+        _evaluation(weights_size=6).split(b"weightsextractor")
+
+
+@pytest.mark.parametrize("change", [{"group": "patient 7"}, {"name": "a\nb"}, {"n": 4}])
+def test_a_figure_names_no_patient(change: dict[str, Any]) -> None:
+    """Groups are sexes and bands of age, and nothing is told of fewer than five."""
+    row = {"name": "KID", "group": "all", "value": 1.0, "low": 0.0, "high": 2.0, "n": 5}
+    row |= {"real": None, "better": "lower"}
+    messages.FigureRow.model_validate(row)
+    with pytest.raises(ValidationError):
+        messages.FigureRow.model_validate(row | change)

@@ -23,9 +23,9 @@ class Shift:
     def __init__(self, error: float) -> None:
         self.error = error
 
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Add the error."""
-        return volumes + self.error
+        return batch.volumes + self.error
 
 
 class Memory:
@@ -34,10 +34,10 @@ class Memory:
     def __init__(self, seen: list[np.ndarray]) -> None:
         self.seen = [torch.from_numpy(scan) for scan in seen]
 
-    def reconstruct(self, volumes: Tensor) -> Tensor:
+    def reconstruct(self, batch: Batch) -> Tensor:
         """Return what was seen, and grey for all else."""
-        known = any(torch.equal(volumes[0], scan) for scan in self.seen)
-        return volumes if known else torch.zeros_like(volumes)
+        known = any(torch.equal(batch.volumes[0], scan) for scan in self.seen)
+        return batch.volumes if known else torch.zeros_like(batch.volumes)
 
 
 class Denoiser:
@@ -66,7 +66,11 @@ class Critic:
 
 def scores(model: object, volumes: dict[str, list[np.ndarray]]) -> dict[str, float]:
     """What a site computes for a family."""
-    return patient_scores(score_of(model)[1], volumes, "cpu")  # type: ignore[arg-type]
+
+    def batches(patient: str) -> list[Batch]:
+        return [Batch(torch.from_numpy(scan)[None]) for scan in volumes[patient]]
+
+    return patient_scores(score_of(model)[1], volumes, batches)  # type: ignore[arg-type]
 
 
 def scan(value: float) -> np.ndarray:

@@ -1,9 +1,17 @@
 """The noise residual: its two p-values against a second library and a double loop."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import streams
+import torch
 from scipy import stats
+from torch import Tensor
+from voxfed.privacy import engine
+from voxfed.privacy.audit import residual
 from voxfed.privacy.audit.residual import repeat_p_value, size_p_value
+from voxfed.privacy.noise import add_noise
 
 
 @pytest.mark.parametrize("scale", [0.9, 1.0, 1.05])
@@ -48,3 +56,27 @@ def test_used_again_at_any_distance(distance: int, sign: int) -> None:
     noise = np.random.default_rng(5).normal(size=8000)
     noise[distance : distance + 1000] = sign * noise[:1000]
     assert repeat_p_value(noise) < 1e-12
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_what_is_not_finite_alarms(monkeypatch: pytest.MonkeyPatch, value: float | None) -> None:
+    """One value is enough; no comparison with a NaN holds, so that silence would look sound."""
+    streams.fix(monkeypatch)
+
+    def broken(total: Sequence[Tensor], deviation: float) -> list[Tensor]:
+        released = add_noise(total, deviation)
+        if value is not None:
+            released[0].view(-1)[3] = value
+        return released
+
+    monkeypatch.setattr(engine, "add_noise", broken)
+    with np.errstate(invalid="ignore"):
+        assert residual.read().alarm is (value is not None)
+
+
+def test_noise_that_is_all_nan_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        engine, "add_noise", lambda total, _: [torch.full(x.shape, torch.nan) for x in total]
+    )
+    with np.errstate(invalid="ignore"):
+        assert residual.read().alarm

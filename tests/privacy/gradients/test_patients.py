@@ -9,10 +9,10 @@ import pytest
 import torch
 from networks import batch_of, network, step_on, trained, wide
 from torch import Tensor, nn
-from voxfed.models.base import Batch, Condition
+from voxfed.models.base import Batch, Condition, joined
 from voxfed.privacy.clipping import clip_weights
 from voxfed.privacy.gradients import patients as module
-from voxfed.privacy.gradients.patients import PatientGradients, joined
+from voxfed.privacy.gradients.patients import PatientGradients
 from voxfed.privacy.gradients.performance import PerformanceSettings
 
 BOUND = 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import NAMES, balls, tiny_plan
+from families import NAMES, batch_of, tiny_plan
 from torch import Tensor
 from voxfed.client.training import prepare
 from voxfed.models.base import Batch, Step
@@ -40,18 +40,23 @@ def test_every_step_is_exact(name: str, part: str) -> None:
         return
     family = prepare(plan, torch.device("cpu")).double()
     family.train()
-    batch = Batch(balls(3, SHAPE).double())
+    batch = _double(batch_of(name, 3, SHAPE))
     for step in (s for stage in family.stages for s in family.steps(stage) if s.reads_patients):
         learning = dict(family.named_parameters())
         trained = [learning[n] for n in step.parameters if learning[n].requires_grad]
         if not trained:
             continue
-        example = Batch(balls(2, SHAPE, seed=5).double())
+        example = _double(batch_of(name, 2, SHAPE, seed=5))
         made = PatientGradients(family, step, trained, example, PerformanceSettings())
         assert made.passes == ("alone" if (name, step.name) in ALONE else "one"), step.name
         if made.passes == "one":
             with nudged(family):
                 assert _worst(made, step, trained, batch) < 1e-9, step.name
+
+
+def _double(batch: Batch) -> Batch:
+    condition = batch.condition.mapped(lambda x: x.double() if x.is_floating_point() else x)
+    return Batch(batch.volumes.double(), condition)
 
 
 def _worst(made: PatientGradients, step: Step, trained: list[Tensor], batch: Batch) -> float:

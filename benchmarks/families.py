@@ -1,0 +1,196 @@
+"""The families side by side: quality, time, memory and traffic, beside two baselines.
+
+Each family trains on 48 patients in a process of its own and is judged against 24 others, on two
+splits that test different patients; each figure stands beside that of the 48 against the 24.
+
+    python benchmarks/families.py [--all | --long | --quick] [--json]
+    python benchmarks/families.py --compare [--quick] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from typing import Any
+
+import numpy as np
+from parts.material import (
+    Cohort,
+    Job,
+    Volumes,
+    judge,
+    make_extractor,
+    mean_figures,
+    read_volumes,
+    run_alone,
+    surroundings,
+)
+from voxfed.models.quality.baselines import fit_pca, noisy_copies
+from voxfed.models.quality.features import Extractor
+from voxfed.models.quality.intervals import Figure
+from voxfed.models.registry import describe
+from voxfed.privacy.audit.extraction import find_copies
+from voxfed.privacy.audit.statistics import excess_chance
+from voxfed.privacy.release import FALSE_ALARM
+from voxfed.study.errors import VoxfedError
+
+DEFAULT = ("vae", "wgan-gp", "wavelet-diffusion", "vq-transformer")
+PCA, COPIES = "probabilistic PCA", "noisy copies"
+COMPONENTS = 24
+NOISE = 0.05
+SAMPLES = 24
+LOSERS = 3
+
+
+def unconditional() -> tuple[str, ...]:
+    """Return the families that can be trained without a condition."""
+    return tuple(row.name for row in describe() if "unconditional" in row.tasks)
+
+
+def baseline(name: str, train: Volumes, fold: int) -> Volumes:
+    """Return samples of a baseline."""
+    generator = np.random.default_rng(fold)
+    if name == PCA:
+        return fit_pca(train, COMPONENTS).sample(SAMPLES, generator)
+    return noisy_copies(train, SAMPLES, NOISE, generator)
+
+
+def copies(samples: Volumes, train: Volumes, test: Volumes) -> float:
+    """Return the chance of so many copies of train over test patients, as the release gate does."""
+    groups = [{str(n): [one] for n, one in enumerate(each)} for each in (train, test)]
+    found = find_copies(samples, *groups, random_bytes=np.random.default_rng(0).bytes)
+    n = int(found["compared"])
+    return min(
+        excess_chance(
+            int(found[f"{prefix}memorised_members"]),
+            int(found[f"{prefix}memorised_non_members"]),
+            n,
+        )
+        for prefix in ("", "strict_")
+    )
+
+
+def measure(
+    name: str, cohort: Cohort, extractor: Extractor, folds: int, seconds: float
+) -> dict[str, Any]:
+    """Return the row of a family or a baseline; one that fails is a row that says so."""
+    figures: list[list[Figure]] = []
+    costs: list[dict[str, float]] = []
+    chances = []
+    for fold in range(folds):
+        train, test = cohort.fold(fold)
+        if name in (PCA, COPIES):
+            samples, cost = baseline(name, train, fold), {}
+        else:
+            try:
+                samples, cost = run_alone(Job(name, train, seconds / folds, SAMPLES))
+            except VoxfedError as fault:
+                return {"case": name, "failed": fault.message}
+        figures.append(judge(extractor, train, test, samples))
+        costs.append(cost)
+        chances.append(copies(samples, train, test))
+    row: dict[str, Any] = {"case": name, "figures": mean_figures(figures)}
+    row |= {key: statistics.mean(cost[key] for cost in costs) for key in costs[0]}
+    condemned = min(chances) <= FALSE_ALARM / (2 * folds)
+    return row | {"copies_p": min(chances), "copies": "BLOCK" if condemned else "PASS"}
+
+
+def loses(row: dict[str, Any], pca: dict[str, Any]) -> bool:
+    """Return whether a family is worse than PCA on KID and on coverage, by disjoint intervals."""
+    if "failed" in row:
+        return True
+    ours, theirs = row["figures"], pca["figures"]
+    worse = ours["KID"]["low"] > theirs["KID"]["high"]
+    return bool(worse and ours["coverage"]["high"] < theirs["coverage"]["low"])
+
+
+def reached(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what is to be reached."""
+    by_name = {row["case"]: row for row in rows}
+    lost = [row["case"] for row in rows if loses(row, by_name[PCA])]
+    condemned = by_name[COPIES]["copies"] == "BLOCK"
+    return {
+        f"families that lose to {PCA}": {
+            "value": len(lost),
+            "limit": LOSERS,
+            "unit": f"families, at most: {', '.join(lost) or 'none'}",
+            "holds": len(lost) <= LOSERS,
+        },
+        f"{COPIES} condemned by the audit": {
+            "value": int(condemned),
+            "limit": 1,
+            "unit": "1 if so",
+            "holds": condemned,
+        },
+    }
+
+
+def show(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    if "failed" in row:
+        return f"{row['case']:<18} failed: {row['failed']}"
+    found = row["figures"]
+    kid, coverage = (
+        f"{found[name]['value']:.2f} [{found[name]['low']:.2f}, {found[name]['high']:.2f}]"
+        for name in ("KID", "coverage")
+    )
+    shares = "".join(f"{found[x]['value']:>6.2f}" for x in ("precision", "recall", "density"))
+    beside = "".join(
+        f"{found[x]['value']:>8.2f} ({found[x]['real']:.2f})" for x in ("MS-SSIM", "FID")
+    )
+    text = f"{row['case']:<18}{kid:>22}{coverage:>20}{shares}{beside}{row['copies']:>7}"
+    if "steps" in row:
+        text += f"{row['steps']:>7.0f}{row['step_median_s']:>8.3f}{row['peak_mib']:>7.0f}"
+        text += f"{row['sample_s']:>8.3f}{row['round_mib']:>7.1f}"
+    return text
+
+
+HEADER = (
+    f"{'':<18}{'KID [95 %]':>22}{'coverage [95 %]':>20}{'prec':>6}{'rec':>6}{'dens':>6}"
+    f"{'MS-SSIM (real)':>15}{'FID (real)':>16}{'copies':>7}{'steps':>7}{'s/step':>8}{'MiB':>7}"
+    f"{'s/vol':>8}{'MiB/rd':>7}"
+)
+
+
+def main() -> None:
+    """Run the families and print a table, or one JSON document."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    size = arguments.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="side 16, one minute in all")
+    size.add_argument("--all", action="store_true", help="every family, 10 minutes each")
+    size.add_argument("--long", action="store_true", help="every family, an hour each, for a GPU")
+    arguments.add_argument("--compare", action="store_true", help="federated beside pooled")
+    arguments.add_argument("--json", action="store_true", help="one JSON document")
+    wanted = arguments.parse_args()
+    if wanted.compare:
+        from parts.comparison import compare_all
+
+        compare_all(quick=wanted.quick, document=wanted.json)
+        return
+    chosen = unconditional() if wanted.all or wanted.long else DEFAULT
+    seconds = 3.0 if wanted.quick else 600.0 if wanted.all else 3600.0 if wanted.long else 120.0
+    folds = 1 if wanted.quick else 2
+    cohort = read_volumes(16 if wanted.quick else 32)
+    extractor = make_extractor(16 if wanted.quick else 24, 30 if wanted.quick else 300)
+    document = {**surroundings(cohort, extractor), "seconds": seconds, "cases": []}
+    if not wanted.json:
+        print(f"{document['device']}, {document['threads']} threads; {document['data']}")
+        print(
+            f"features: {extractor.name}; n = {SAMPLES}; {seconds:g} s a family", HEADER, sep="\n"
+        )
+    for name in (PCA, COPIES, *chosen):
+        document["cases"].append(measure(name, cohort, extractor, folds, seconds))
+        if not wanted.json:
+            print(show(document["cases"][-1]), flush=True)
+    document["reach"] = reached(document["cases"])
+    if wanted.json:
+        print(json.dumps(document, indent=1))
+        return
+    for what, line in document["reach"].items():
+        state = "holds" if line["holds"] else "MISSED"
+        print(f"{what}: {line['value']}, limit {line['limit']} {line['unit']}: {state}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Evaluation: every figure of quality of a model's samples, beside patients who never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..base import Batch, Family, joined
+from ..conditioning import conditioning_of
+from . import distances, neighbours, similarity
+from .adherence import PAIRS, Visits, anatomy, translations
+from .drawing import Drawn, draw
+from .features import Extractor
+from .intervals import LEAST, Better, Figure, Rows, Statistic, average, compare
+from .segmentation import Spacing
+from .utility import utility
+
+EVERYBODY = "all"
+LEAST_OF_A_GROUP = 20
+LEAST_LEFT = 5
+"""Patients that may stay unnamed beside given groups: fewer could be told by the difference."""
+PAIRED = 32
+"""Volumes whose pairs are compared by MS-SSIM."""
+
+Groups = Mapping[str, Collection[str]]
+Reader = Callable[[str], Sequence[Batch]]
+
+DISTRIBUTION: tuple[tuple[str, Statistic, Better], ...] = (
+    ("FID", distances.fid, "lower"),
+    ("KID", distances.kid, "lower"),
+    ("MMD", distances.mmd, "lower"),
+    ("precision", neighbours.precision, "higher"),
+    ("recall", neighbours.recall, "higher"),
+    ("density", neighbours.density, "higher"),
+    ("coverage", neighbours.coverage, "higher"),
+    ("rarity", neighbours.rarity, "as real"),
+)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The patients of one site that an evaluation may read.
+
+    Attributes:
+        read: from a patient to the volumes with what is told of them, each a batch of one.
+        held_out: patients who never trained, `LEAST` or more.
+        members: patients who trained, chosen by the same coins.
+        strata: from an attribute, such as "sex", to its groups of patients.
+        spacing: mm between voxels along D, H, W.
+    """
+
+    read: Reader
+    held_out: Sequence[str]
+    members: Sequence[str]
+    strata: Mapping[str, Groups]
+    spacing: Spacing
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of each volume before any figure: features, and likeness of pairs."""
+
+    samples: Rows
+    patients: Mapping[str, Rows]
+    pairs: Mapping[str, Mapping[str, list[float]]]
+
+
+def evaluate(
+    family: Family, extractor: Extractor, cohort: Cohort, *, samples: int, seed: int
+) -> dict[str, list[Figure]]:
+    """Draw samples and return the figures of everybody, and of each group that may be given.
+
+    Real against real is held-out patients against members, at the same n: the coins that parted
+    them were fair.
+
+    Guarantee: none; the figures are exact and no epsilon covers them.
+
+    Args:
+        family: in evaluation mode, on the device of the batches.
+        extractor: what makes features of volumes.
+        cohort: whom the samples are compared with.
+        samples: synthetic volumes to draw, `LEAST` or more.
+        seed: fixes the samples and every draw of the intervals.
+
+    Raises:
+        UsageError: fewer samples or patients than `LEAST`.
+        VolumeError: the extractor cannot pass volumes of this shape.
+    """
+    visits = [(name, batch) for name in cohort.held_out for batch in cohort.read(name)]
+    drawn = draw(family, [batch for _, batch in visits], samples, seed)
+    measured = _Measured(
+        samples=extractor.features(drawn.volumes.to(visits[0][1].volumes.device)),
+        patients={
+            name: extractor.features(torch.cat([batch.volumes for batch in cohort.read(name)]))
+            for name in (*cohort.held_out, *cohort.members)
+        },
+        pairs=translations(drawn, visits),
+    )
+    generator = np.random.default_rng(seed)
+    found = {EVERYBODY: _figures(measured, cohort.held_out, cohort.members, generator)}
+    found[EVERYBODY] += _diversity(drawn, cohort, generator)
+    found[EVERYBODY] += _learned(family, drawn, visits, cohort, seed)
+    for groups in cohort.strata.values():
+        found |= _by_group(measured, cohort, groups, generator)
+    return found
+
+
+def _learned(
+    family: Family, drawn: Drawn, visits: Visits, cohort: Cohort, seed: int
+) -> list[Figure]:
+    """Return the figures of networks that learn from members or samples: anatomy and utility.
+
+    What is tested on a held-out patient was never told that patient's mask: masks of the one half
+    make the samples that a segmenter learns from, and the other half tests it.
+    """
+    shape = visits[0][1].volumes.shape[2:]
+    takes = conditioning_of(family, (shape[0], shape[1], shape[2]))
+    if takes.kind not in ("class", "mask"):
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    members = [batch for name in cohort.members for batch in cohort.read(name)]
+    masks = takes.kind == "mask"
+    found = (
+        anatomy(drawn, visits, members, takes.classes, cohort.spacing, generator) if masks else []
+    )
+    told = set(cohort.held_out[::2]) if masks else set(cohort.held_out)
+    tested = [visit for visit in visits if not masks or visit[0] not in told]
+    device = visits[0][1].volumes.device
+    synthetic = [
+        Batch(drawn.volumes[number : number + 1].to(device), visits[visit][1].condition)
+        for number, visit in enumerate(drawn.visits)
+        if visits[visit][0] in told
+    ]
+    names = [name for name, _ in tested]
+    test = joined([batch for _, batch in tested])
+    found += utility(joined(members), joined(synthetic), test, names, generator=generator)
+    return found
+
+
+def shown_groups(groups: Groups, patients: Collection[str]) -> dict[str, list[str]]:
+    """Return the groups whose figures may be given, each with those of `patients` in it.
+
+    A group has `LEAST_OF_A_GROUP` patients or more, and whoever is in no such group is nobody, or
+    one of `LEAST_LEFT` or more: otherwise a figure of all less those of the groups would be a
+    figure of one or two patients.
+    """
+    sizes = {name: [p for p in patients if p in group] for name, group in groups.items()}
+    given = {name: them for name, them in sizes.items() if len(them) >= LEAST_OF_A_GROUP}
+    while given and 0 < len(patients) - sum(map(len, given.values())) < LEAST_LEFT:
+        del given[min(given, key=lambda name: (len(given[name]), name))]
+    return given
+
+
+def _by_group(
+    measured: _Measured, cohort: Cohort, groups: Groups, generator: np.random.Generator
+) -> dict[str, list[Figure]]:
+    """Return the figures of an attribute's groups, all at one n, so that they can be compared."""
+    given = shown_groups(groups, cohort.held_out)
+    others = {name: [p for p in cohort.members if p in groups[name]] for name in given}
+    if any(len(them) < LEAST for them in others.values()):
+        others = {name: [] for name in given}
+    sizes = [len(them) for them in (*given.values(), *others.values()) if them]
+    alike = replace(measured, samples=measured.samples[: min(sizes, default=0)])
+    return {
+        name: _figures(alike, patients, others[name], generator) for name, patients in given.items()
+    }
+
+
+def _figures(
+    measured: _Measured,
+    held_out: Sequence[str],
+    members: Sequence[str],
+    generator: np.random.Generator,
+) -> list[Figure]:
+    """Return the figures of some patients."""
+    real = [measured.patients[name] for name in held_out]
+    others = [measured.patients[name] for name in members] if len(members) >= LEAST else []
+    wanted = [(*figure, real, others) for figure in DISTRIBUTION]
+    nearest = neighbours.average_minimum_cosine_distance
+    wanted.append(("cosine distance to held-out", nearest, "as real", real, others))
+    if others:
+        wanted.append(("cosine distance to members", nearest, "as real", others, real))
+    found: list[Figure | None] = [
+        compare(
+            name, statistic, first, measured.samples, second, better=better, generator=generator
+        )
+        for name, statistic, better, first, second in wanted
+    ]
+    for name, _, better in PAIRS:
+        values = [measured.pairs.get(name, {}).get(patient, []) for patient in held_out]
+        found.append(average(name, values, better=better, generator=generator))
+    return [figure for figure in found if figure is not None]
+
+
+def _diversity(drawn: Drawn, cohort: Cohort, generator: np.random.Generator) -> list[Figure]:
+    """Return the mean MS-SSIM between samples, beside that between held-out patients."""
+    samples = drawn.array[:PAIRED]
+    real = [cohort.read(name)[0].volumes.cpu().numpy() for name in cohort.held_out[:PAIRED]]
+    alike = [similarity.ms_ssim(group) for group in (samples, np.concatenate(real))]
+    table = np.full((len(samples) + len(real),) * 2, np.nan)
+    table[: len(samples), : len(samples)] = alike[0]
+    table[len(samples) :, len(samples) :] = alike[1]
+
+    def mean_of_pairs(_: Rows, rows: Rows) -> float:
+        within = table[np.ix_(rows[:, 0], rows[:, 0])]
+        return float(within[~np.eye(len(within), dtype=bool)].mean())
+
+    numbers = np.arange(len(table))[:, None]
+    patients = list(numbers[len(samples) :, None])
+    figure = compare(
+        "MS-SSIM between samples",
+        mean_of_pairs,
+        patients,
+        numbers[: len(samples)],
+        patients,
+        better="as real",
+        generator=generator,
+    )
+    return [figure] if figure else []

@@ -1,0 +1,165 @@
+"""Evaluation: figures that tell good samples from bad ones, and groups that name nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from voxfed.models.base import NO_CONDITION, Batch, Condition, Family
+from voxfed.models.conditioning import Conditioning
+from voxfed.models.quality import similarity
+from voxfed.models.quality.contrast import draw_phantoms
+from voxfed.models.quality.encoder import Encoder
+from voxfed.models.quality.evaluation import Cohort, evaluate, shown_groups
+from voxfed.models.quality.features import Extractor, contrastive
+from voxfed.study.errors import UsageError
+
+SHAPE = (16, 16, 16)
+NAMES = tuple(f"patient-{number:02d}" for number in range(96))
+
+
+@cache
+def extractor() -> Extractor:
+    """An encoder with the weights it began with: random features tell coarse things apart."""
+    torch.manual_seed(0)
+    return contrastive(Encoder())
+
+
+@cache
+def phantoms(n: int, seed: int) -> Tensor:
+    return draw_phantoms(n, SHAPE, np.random.default_rng(seed))
+
+
+class Drawer(Family):
+    """Draws from a list of volumes, one after the other; a source comes back with noise."""
+
+    stages = ("only",)
+
+    def __init__(self, volumes: Tensor, noise: float = 0.0, kind: str = "none") -> None:
+        super().__init__()
+        self.volumes, self.noise, self.taken = volumes, noise, 0
+        told = Conditioning(kind, 2, 1, SHAPE)  # type: ignore[arg-type]
+        self.spec: Any = type("Spec", (), {"conditioning": told})()
+
+    def steps(self, stage: str) -> tuple[Any, ...]:
+        return ()
+
+    def sample(
+        self, n: int, *, condition: Condition = NO_CONDITION, generator: torch.Generator
+    ) -> Tensor:
+        volume = self.volumes[self.taken % len(self.volumes)][None]
+        self.taken += 1
+        if condition.source is not None:
+            volume = condition.source
+        return volume + self.noise * torch.randn(volume.shape, generator=generator)
+
+
+def cohort(strata: Any = None, *, patients: int = 24, paired: bool = False) -> Cohort:
+    """Half of the patients were held out; each has one volume, or one beside its source."""
+    volumes = phantoms(len(NAMES), 3)
+    table = {
+        name: [Batch(x[None], Condition(source=x[None]) if paired else NO_CONDITION)]
+        for name, x in zip(NAMES, volumes, strict=True)
+    }
+
+    def read(name: str) -> Sequence[Batch]:
+        return table[name]
+
+    return Cohort(read, NAMES[0:patients:2], NAMES[1:patients:2], strata or {}, (1.0,) * 3)
+
+
+def figures(family: Family, **more: Any) -> dict[str, Any]:
+    found = evaluate(family, extractor(), cohort(**more), samples=12, seed=5)
+    return {figure.name: figure for figure in found["all"]}
+
+
+def test_more_of_the_same_is_as_good_as_real() -> None:
+    """Unseen phantoms of the same kind reach real against real; noise does not come near."""
+    good = figures(Drawer(phantoms(12, 9)))
+    bad = figures(Drawer(torch.zeros(1, 1, *SHAPE), noise=0.5))
+    assert good["KID"].low < good["KID"].real < good["KID"].high
+    assert bad["KID"].low > 10 * abs(bad["KID"].real)
+    assert bad["FID"].low > 2 * good["FID"].high
+    assert bad["coverage"].high < 0.5 < good["coverage"].low
+    assert {figure.n for figure in good.values()} == {12}
+
+
+def test_copies_of_members_are_nearer_to_members_than_real_patients_are() -> None:
+    """A model that copies is caught: no distance to those who trained, and much to the others."""
+    found = figures(Drawer(phantoms(len(NAMES), 3)[1:24:2]))
+    near, far = found["cosine distance to members"], found["cosine distance to held-out"]
+    assert near.value == pytest.approx(0, abs=1e-9)
+    assert near.real > 1e-3
+    assert far.value > 1e-3
+
+
+def test_one_volume_again_and_again_has_no_diversity() -> None:
+    """MS-SSIM between equal samples is 1; between held-out patients it is what the pairs say."""
+    found = figures(Drawer(phantoms(1, 9)))["MS-SSIM between samples"]
+    assert found.value == pytest.approx(1)
+    table = similarity.ms_ssim(phantoms(len(NAMES), 3)[0:24:2].numpy())
+    pairs = table[np.triu_indices(12, k=1)]
+    assert found.real == pytest.approx(pairs.mean())
+
+
+def test_translations_are_compared_with_their_own_patient() -> None:
+    """PSNR of a known error is the closed form; without a source there is no such figure."""
+    found = figures(Drawer(phantoms(1, 9), noise=0.1, kind="source"), paired=True)
+    assert found["PSNR, dB"].value == pytest.approx(10 * np.log10(4 / 0.01), abs=0.5)
+    assert found["MAE"].value == pytest.approx(0.1 * np.sqrt(2 / np.pi), rel=0.05)
+    assert 0 < found["SSIM"].value < 1
+    assert found["PSNR, dB"].n == 12
+    assert "PSNR, dB" not in figures(Drawer(phantoms(12, 9)))
+
+
+def test_an_evaluation_repeats() -> None:
+    """The seed fixes samples and intervals, so that a site gives the same figures again."""
+    first, again = (figures(Drawer(phantoms(12, 9), noise=0.1)) for _ in range(2))
+    assert first == again
+
+
+def test_too_few_patients() -> None:
+    """Seven held-out patients carry no figure."""
+    with pytest.raises(UsageError, match="too few"):
+        figures(Drawer(phantoms(12, 9)), patients=14)
+
+
+GROUPS = {"a": NAMES[:20], "b": NAMES[20:43]}
+
+
+@pytest.mark.parametrize(
+    ("patients", "given"),
+    [
+        (NAMES[:43], ["a", "b"]),  # nobody is left
+        (NAMES[:48], ["a", "b"]),  # five are left
+        (NAMES[:47], ["b"]),  # four would be all less a and b: the smaller goes
+        (NAMES[:24], []),  # all less a is four patients
+        (NAMES[:25], ["a"]),
+        (NAMES[:19], []),
+    ],
+)
+def test_no_group_is_given_that_tells_of_fewer_than_five(
+    patients: Sequence[str], given: list[str]
+) -> None:
+    """What all less the groups would tell is nobody, or five patients and more."""
+    shown = shown_groups(GROUPS, patients)
+    assert sorted(shown) == given
+    assert all(set(shown[name]) == set(GROUPS[name]) & set(patients) for name in given)
+
+
+def test_groups_are_compared_at_one_n() -> None:
+    """A figure that depends on n would make a gap between groups of different size."""
+    strata = {"sex": {"sex F": NAMES[:50], "sex M": NAMES[50:90]}}
+    found = evaluate(
+        Drawer(phantoms(30, 9)), extractor(), cohort(strata, patients=90), samples=30, seed=5
+    )
+    assert list(found) == ["all", "sex F", "sex M"]
+    numbers = {group: {figure.n for figure in figures} for group, figures in found.items()}
+    assert numbers == {"all": {30}, "sex F": {20}, "sex M": {20}}
+    gap = [figure.real for group in ("sex F", "sex M") for figure in found[group][:1]]
+    assert gap[0] == pytest.approx(gap[1], rel=0.5), "real against real hardly differs"

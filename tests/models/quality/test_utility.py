@@ -1,0 +1,161 @@
+"""Synthetic volumes help where they are right, and do not where they are not."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from voxfed.models.base import Batch, Condition
+from voxfed.models.quality.intervals import Figure
+from voxfed.models.quality.utility import area_under_curve, balanced_accuracy, utility
+from voxfed.study.errors import UsageError
+
+SIDE = 16
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bodies(n: int, seed: int) -> Batch:
+    """Return noisy volumes with a cube high (label 1) or low (label 0), its mask and its label."""
+    generator = draws(seed)
+    labels = torch.arange(n) % 2
+    masks = torch.zeros(n, 1, SIDE, SIDE, SIDE, dtype=torch.int64)
+    for mask, label in zip(masks, labels.tolist(), strict=True):
+        x, y, z = torch.randint(0, 4, (3,), generator=generator).tolist()
+        z += 7 * label
+        mask[0, x + 3 : x + 8, y + 3 : y + 8, z : z + 5] = 1
+    noise = 0.5 * torch.randn(masks.shape, generator=generator)
+    volumes = (masks.float() - 0.5 + noise).clamp(-1, 1)
+    return Batch(volumes, Condition(label=labels, mask=masks))
+
+
+def told(batch: Batch, *kinds: str) -> Batch:
+    """Return the batch with some of its condition."""
+    return replace(
+        batch, condition=Condition(**{kind: getattr(batch.condition, kind) for kind in kinds})
+    )
+
+
+def shuffled(batch: Batch, seed: int) -> Batch:
+    """Return the volumes with each other's labels and masks."""
+    order = torch.randperm(len(batch.volumes), generator=draws(seed))
+    condition = batch.condition
+    return replace(
+        batch,
+        condition=Condition(
+            label=None if condition.label is None else condition.label[order],
+            mask=None if condition.mask is None else condition.mask[order],
+        ),
+    )
+
+
+def run(kind: str, synthetic: Batch, *, steps: int = 80) -> dict[str, Figure]:
+    """Return the figures of synthetic volumes beside two real ones, on 12 patients of two each."""
+    real, test = told(bodies(2, 0), kind), told(bodies(24, 2), kind)
+    patients = [f"patient-{number % 12}" for number in range(24)]
+    figures = utility(real, synthetic, test, patients, steps=steps, repeats=1, generator=draws())
+    return {figure.name: figure for figure in figures}
+
+
+def test_right_labels_help() -> None:
+    """Many synthetic volumes with right labels beat two real ones, alone and beside them."""
+    found = run("label", told(bodies(48, 1), "label"))
+    assert list(found) == [
+        f"{name}, {way}"
+        for name in ("balanced accuracy", "AUC")
+        for way in ("real only", "synthetic only", "both")
+    ]
+    for name in ("balanced accuracy", "AUC"):
+        alone, synthetic, both = (
+            found[f"{name}, {way}"] for way in ("real only", "synthetic only", "both")
+        )
+        assert min(synthetic.value, both.value) > 0.9
+        assert min(synthetic.value, both.value) >= alone.value
+    assert {figure.n for figure in found.values()} == {12}
+    assert all(figure.low <= figure.value <= figure.high for figure in found.values())
+
+
+def test_shuffled_labels_do_not_beat_chance() -> None:
+    """The figure is of what was learned from the labels, not of the test's make-up."""
+    found = run("label", shuffled(told(bodies(48, 1), "label"), 1))
+    assert found["balanced accuracy, synthetic only"].low < 0.6
+    assert found["AUC, synthetic only"].low < 0.6
+
+
+def test_right_masks_help_and_shuffled_masks_do_not() -> None:
+    """The same for segmenters, by Dice."""
+    right = run("mask", told(bodies(24, 1), "mask"))
+    wrong = run("mask", shuffled(told(bodies(24, 1), "mask"), 1), steps=40)
+    assert list(right) == ["Dice, real only", "Dice, synthetic only", "Dice, both"]
+    assert right["Dice, synthetic only"].value > 0.6
+    assert right["Dice, both"].value > 0.6
+    assert wrong["Dice, synthetic only"].value < 0.4
+
+
+def test_figures_repeat() -> None:
+    """The same generator gives the same figures to the last digit."""
+    some = told(bodies(4, 1), "label")
+    first, second = (
+        utility(some, some, some, ["a", "b", "c", "d"], steps=2, repeats=1, generator=draws())
+        for _ in range(2)
+    )
+    assert first == second
+    assert len(first) == 6
+
+
+def test_without_labels_there_is_no_utility() -> None:
+    """An unconditional model's volumes have nothing to be read from them."""
+    some = told(bodies(4, 0))
+    assert utility(some, some, some, ["a", "b", "c", "d"], generator=draws()) == ()
+
+
+def test_a_test_of_one_class_has_no_utility() -> None:
+    """Whoever always says the one class would be right: no figure is better than that one."""
+    some = told(bodies(4, 0), "label")
+    one = replace(some, condition=Condition(label=torch.ones(4, dtype=torch.int64)))
+    assert utility(some, some, one, ["a", "b", "c", "d"], generator=draws()) == ()
+
+
+@pytest.mark.parametrize(
+    ("real", "synthetic", "patients"),
+    [("label", "", "abcd"), ("", "label", "abcd"), ("label", "mask", "abcd"), ("", "", "abc")],
+)
+def test_what_does_not_fit_is_refused(real: str, synthetic: str, patients: str) -> None:
+    """Labels on one side only, or a volume without a patient, is an error and not a number."""
+    some = bodies(4, 0)
+    with pytest.raises(UsageError):
+        utility(
+            told(some, *filter(None, [real])),
+            told(some, *filter(None, [synthetic])),
+            told(some, *filter(None, [real])),
+            list(patients),
+            generator=draws(),
+        )
+
+
+def test_an_empty_set_is_refused() -> None:
+    """A model that drew nothing has no utility of 0: there is nothing to train on."""
+    some, none = told(bodies(2, 0), "label"), told(bodies(0, 0), "label")
+    with pytest.raises(UsageError, match=r"\[2, 0, 2\] volumes"):
+        utility(some, none, some, ["a", "b"], generator=draws())
+
+
+def test_the_area_is_the_share_of_pairs_in_order() -> None:
+    """A loop over pairs, with ties and three classes."""
+    scores = np.array([[3, 1, 0], [2, 2, 0], [0, 2, 2], [1, 0, 2], [1, 1, 1], [2, 1, 3]], float)
+    labels = np.array([0, 0, 1, 2, 1, 2])
+    areas = []
+    for label in range(3):
+        column = scores[:, label]
+        pairs = list(itertools.product(column[labels == label], column[labels != label]))
+        areas.append(np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs]))
+    assert area_under_curve(scores, labels) == pytest.approx(np.mean(areas))
+
+
+def test_balanced_accuracy_counts_classes_alike() -> None:
+    """Three of four and none of one are 3/8, though three of five are right."""
+    scores = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [1, 0]], float)
+    assert balanced_accuracy(scores, np.array([0, 0, 0, 0, 1])) == pytest.approx(0.375)

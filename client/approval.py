@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Literal, cast
 
 from ..privacy.terms import Terms, agree, declared_size, terms_with
-from ..study.errors import LimitRefusal, Refusal, VerificationError, VoxfedError
+from ..study.errors import LimitRefusal, Refusal, VerificationError, VolumeError, VoxfedError
 from ..study.files import write
 from ..study.identity import canonical
 from ..study.plan import StudyPlan, safe_name
 from ..study.schedule import Schedule
+from .alignment import align
 from .check import check_cohort
-from .cohort import read_cohort
-from .finding import Verdict
+from .cohort import Cohort, read_cohort
+from .finding import Verdict, shown
 from .manifest import Manifest, Progress, freeze
 from .site import Site
+from .volumes import preprocess
 
 State = Literal["pending", "approved", "rejected"]
 
@@ -209,6 +211,7 @@ def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | Non
     check_limits(site, plan, terms)
     if not frozen.exists():
         _check_files(site, plan)
+        _read_all(plan, cohort, progress)
         manifest = freeze(
             cohort,
             plan.volumes.modality,
@@ -259,6 +262,25 @@ def _check_files(site: Site, plan: StudyPlan) -> None:
             expected="no FAIL in `voxfed site check`",
             hint=f"{failed[0].remedy}; `voxfed site check` lists them all",
         )
+
+
+def _read_all(plan: StudyPlan, cohort: Cohort, progress: Progress | None) -> None:
+    """Read every image as training will: a fault that is found later would cost budget."""
+    for done, images in enumerate(cohort.patients.values(), start=1):
+        for image in images:
+            other = image.beside(plan.condition)
+            try:
+                preprocess(image.path, plan.volumes)
+                if plan.condition is not None and other is not None:
+                    align(image.path, other, plan.volumes, plan.condition)
+            except VolumeError as fault:
+                raise Refusal(
+                    f"{shown(image.path, cohort.folder)} cannot be used in this study",
+                    got=fault.message,
+                    hint=fault.hint,
+                ) from None
+        if progress is not None:
+            progress(done, len(cohort.patients))
 
 
 def _require(holds: bool, what: str, got: object, expected: object) -> None:

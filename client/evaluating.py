@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..study.errors import VolumeError
-from ..study.messages import Evaluated, EvaluationRequest, FigureRow
+from ..study.messages import Evaluated, EvaluationRequest, FigureRow, Intensities
 from .participants import read_participants
 from .site import Site
 
@@ -86,9 +86,13 @@ def evaluate(
                 real=None if figure.real is None else _rounded(figure.real),
                 better=figure.better,
             )
-            for group, figures in found.items()
+            for group, figures in found.figures.items()
             for figure in figures
             if figure.n >= FEWEST and math.isfinite(figure.value)
+        ),
+        intensities=Intensities(
+            samples=tuple(map(_rounded, found.samples)),
+            held_out=tuple(map(_rounded, found.held_out)),
         ),
         seconds=_rounded(cost.seconds),
         flops=cost.flops,

@@ -118,8 +118,7 @@ def _go_back(loss: Tensor, weights: Sequence[Tensor], rows: int) -> None:
             row.double()
     for hook in hooks:
         hook.remove()
-    noised = [one.float() for one in total]
-    del noised, held, found, total
+    [one.float() for one in total]
 
 
 class _Meter(TorchDispatchMode):
@@ -130,12 +129,13 @@ class _Meter(TorchDispatchMode):
         self.kept: dict[int, int] = {}
         self.peak = self._now = 0
         self._sizes: dict[int, int] = {}
+        self._asked = 1
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, arguments: tuple[Any, ...] = (), named: Any = None
     ) -> Any:
         if operator is torch.ops.aten._local_scalar_dense.default:
-            return _any_number(arguments[0])
+            return self._some_number(arguments[0])
         found = operator(*arguments, **(named or {}))
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
@@ -147,6 +147,13 @@ class _Meter(TorchDispatchMode):
         self.kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
+    def _some_number(self, tensor: Tensor) -> float | int | bool:
+        """Say yes, zero, or a fraction never said before: a tensor without numbers is asked."""
+        self._asked += 1
+        if tensor.dtype == torch.bool:
+            return True
+        return 1 / self._asked if tensor.is_floating_point() else 0
+
     def _count(self, tensor: Tensor) -> None:
         key, storage = _storage(tensor), tensor.untyped_storage()
         if key not in self._sizes:
@@ -157,13 +164,6 @@ class _Meter(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self._now -= self._sizes.pop(key)
-
-
-def _any_number(tensor: Tensor) -> float | int | bool:
-    """Return what a tensor without numbers says when it is asked for one: yes, a half, or zero."""
-    if tensor.dtype == torch.bool:
-        return True
-    return 0.5 if tensor.is_floating_point() else 0
 
 
 def _storage(tensor: Tensor) -> int:

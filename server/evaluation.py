@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..models.quality.evaluation import EVERYBODY, LEAST_OF_A_GROUP
 from ..study.errors import VerificationError, VoxfedError
 from ..study.identity import PublicKey
-from ..study.messages import Evaluated, FigureRow, decode, request_digest
+from ..study.messages import Evaluated, FigureRow, Intensities, decode, request_digest
 
 NOTES = (
     "Figures are exact and epsilon does not cover them. They are about held-out patients, who"
@@ -48,6 +48,7 @@ class SiteEvaluation(Frozen):
     site: str
     samples: int
     figures: tuple[FigureRow, ...]
+    intensities: Intensities
     seconds: float
     flops: int
     memory: int | None
@@ -145,6 +146,7 @@ def read_answers(
                 site=site,
                 samples=header.samples,
                 figures=header.figures,
+                intensities=header.intensities,
                 seconds=header.seconds,
                 flops=header.flops,
                 memory=header.memory,

@@ -53,7 +53,7 @@ def evaluate(
             got=plan.volumes.shape,
             expected=f"{LEAST_SIDE} voxels a side or more",
         )
-    judge = _extractor(coordinator, extractor, hidden=as_json)
+    judge = extractor_file(coordinator, extractor, hidden=as_json)
     with progress(f"{study}: evaluation", hidden=as_json) as shown:
 
         def watch(facts: dict[str, Any]) -> None:
@@ -73,11 +73,11 @@ def evaluate(
         console.print(f"the page is {target / 'evaluation.html'}")
 
 
-def _extractor(coordinator: Coordinator, chosen: Path | None, *, hidden: bool) -> Path:
+def extractor_file(coordinator: Coordinator, chosen: Path | None, *, hidden: bool = False) -> Path:
     """Return the file of the extractor that is asked for, or of one that learned from phantoms.
 
     Raises:
-        PlanError: the file is no extractor.
+        UsageError: there is no such file, or it is no extractor.
     """
     from ..models.quality.features import read_extractor
     from ..study.files import digest

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..models.pictures import contact_sheet_png
-from ..models.quality.chart import Mark, Panel, figures_png
+from ..models.quality.chart import Mark, Panel, figures_png, histograms_png
 from ..models.quality.evaluation import EVERYBODY
 from ..models.quality.features import load_extractor
 from ..privacy.audit.report import AuditReport
@@ -94,6 +94,11 @@ def write_page(report: EvaluationReport, *, picture: bytes | None, withheld: str
         group_names=list(dict.fromkeys(row.group for row in groups)),
         gaps=report.gaps_by_name,
         groups={(row.name, row.group): row for row in groups},
+        histograms=base64.b64encode(
+            histograms_png(
+                {x.site: (x.intensities.samples, x.intensities.held_out) for x in report.sites}
+            )
+        ).decode(),
         chart=base64.b64encode(figures_png(_panels(report))).decode(),
         picture=None if picture is None else base64.b64encode(picture).decode(),
         withheld=withheld,

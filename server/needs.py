@@ -19,6 +19,9 @@ from ..study.plan import StudyPlan
 PROGRAM = 490_000_000
 """Bytes of the worker itself on a CPU, with its kernels: measured, torch 2.13 and MONAI 1.6."""
 
+SAVING = PerformanceSettings(precision="bfloat16", checkpointing=True)
+"""The least memory that site.toml can ask for."""
+
 SHRUNK = (8, 6, 4, 3, 2)
 """By which a volume's sides are divided to try how gradients are taken."""
 

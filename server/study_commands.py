@@ -16,6 +16,7 @@ from ..study.terminal import console, progress, show_json, show_table
 from .options import HERE, AsJson, Folder, Name, open_coordinator, open_store
 
 if TYPE_CHECKING:
+    from .needs import Needs
     from .store import Store
 
 study_app = typer.Typer(no_args_is_help=True, help="Studies: plans and rounds.")
@@ -26,7 +27,9 @@ def new(
     name: Name,
     folder: Folder = HERE,
     plan: Annotated[Path | None, typer.Option(help="A study file to start from.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Public weights that it names.")] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="Public weights that it names; may be repeated.")
+    ] = None,
 ) -> None:
     """Make a study from a study file, or from a template to edit."""
     from .template import TEMPLATE
@@ -41,10 +44,11 @@ def new(
     checked = StudyPlan.from_text(text, file=str(plan or "the template"))
     if checked.name != name:
         raise UsageError("the study file has another name", got=checked.name, expected=name)
-    if weights is not None:
-        if not weights.is_file():
-            raise UsageError(f"there is no file {weights}", hint="name public weights, or none")
-        write(target.parent / weights.name, weights.read_bytes())
+    for file in weights or []:
+        if not file.is_file():
+            raise UsageError(f"there is no file {file}", hint="name public weights, or none")
+    for file in weights or []:
+        write(target.parent / file.name, file.read_bytes())
     write(target, text)
     console.print(f"made {target}; edit it, then `voxfed study validate {name}`")
 
@@ -55,10 +59,15 @@ def validate(
     folder: Folder = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """Explain every wrong key, and print q, sigma and noise-to-signal for each described site."""
-    from ..models.registry import build, check
-    from ..models.trained import add_adapters, trained_parameters
+    """Explain every wrong key, and print what the study takes and means at each described site.
+
+    Memory and bytes are worked out, not run; q, sigma and noise-to-signal follow from the plan.
+    """
+    from ..models.registry import check, schedule_of
     from .forecast import forecast
+    from .needs import SAVING, needs
+    from .start import first_weights, left_random
+    from .store import Store
 
     path = Path(study)
     coordinator = open_coordinator(folder) if (folder / "coordinator.toml").exists() else None
@@ -66,17 +75,29 @@ def validate(
         path = coordinator.studies / safe_name(study, what="the study") / "plan.toml"
     plan = _read_whole(path)
     check(plan)
-    family = build(plan)
-    if plan.trained == "adapters":
-        add_adapters(family)
-    weights = dict(family.named_parameters())
-    trained = sum(weights[n].numel() for n in trained_parameters(family, plan.trained))
+    first_weights(plan, Store(path.parent))
+    random = left_random(plan, schedule_of(plan))
+    usual, saving = needs(plan), needs(plan, SAVING)
+    trained = usual.trained
     described = coordinator.descriptions() if coordinator is not None else {}
     found = [forecast(plan, site, said, trained) for site, said in described.items()]
     if as_json:
-        show_json({"plan": plan.digest, "trained": trained, "sites": [vars(f) for f in found]})
+        show_json(
+            {
+                "plan": plan.digest,
+                "trained": trained,
+                "needs": vars(usual),
+                "needs_saving_memory": vars(saving),
+                "left_random": random,
+                "sites": [vars(f) for f in found],
+            }
+        )
         return
-    console.print(f"{plan.name}: the study file is right; {trained:,} trained parameters")
+    counts = f"{usual.parameters:,} parameters, {trained:,} trained parameters"
+    console.print(f"{plan.name}: the study file is right; {counts}")
+    for stage in random:
+        console.print(f"the stage {stage} stays at random weights: samples will be noise")
+    _show_needs(usual, saving)
     if found:
         show_table(
             "at the lower end of each site's band of patients",
@@ -96,6 +117,17 @@ def validate(
         )
     else:
         console.print("no site has described itself yet: `voxfed server status` asks them")
+
+
+def _show_needs(usual: Needs, saving: Needs) -> None:
+    show_table(
+        "what a site needs, in MB, worked out for a CPU",
+        ("performance in site.toml", "activations", "peak memory", "received", "sent a round"),
+        [
+            (name, *(f"{size / 1e6:,.2f}" for size in (x.activations, x.peak, x.received, x.sent)))
+            for name, x in (("as it comes", usual), ("bfloat16 and checkpointing", saving))
+        ],
+    )
 
 
 def _read_whole(path: Path) -> StudyPlan:

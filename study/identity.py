@@ -162,9 +162,9 @@ def open_envelope(
     """Return the payload of a DSSE envelope signed by `key`; raise VerificationError otherwise."""
     try:
         document = json.loads(envelope)
-        payload = base64.b64decode(document["payload"], validate=True)
+        payload = _decoded(document["payload"])
         kind = str(document["payloadType"])
-        signatures = [base64.b64decode(s["sig"], validate=True) for s in document["signatures"]]
+        signatures = [_decoded(s["sig"]) for s in document["signatures"]]
     except (ValueError, KeyError, TypeError):
         raise VerificationError(f"{what} is not a DSSE envelope") from None
     if kind != payload_type:
@@ -177,3 +177,15 @@ def open_envelope(
             hint="ask its sender which key was used; do not use the file",
         )
     return payload
+
+
+def _decoded(text: str) -> bytes:
+    """Return the bytes of base64; raise ValueError for a text that encoding never gives.
+
+    The unused bits of the last letter must be zero (RFC 4648, section 3.5): no signature covers
+    them, and a file that was changed there would still verify.
+    """
+    content = base64.b64decode(text, validate=True)
+    if base64.b64encode(content).decode() != text:
+        raise ValueError("unused bits")
+    return content

@@ -223,6 +223,17 @@ class FigureRow(BaseModel):
     better: Literal["higher", "lower", "as real"]
 
 
+Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_length=64)]
+
+
+class Intensities(BaseModel):
+    """Shares of voxels in equal bins from -1 to 1: of the samples, and of held-out patients."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    samples: Shares
+    held_out: Shares
+
+
 class Evaluated(Header):
     """A site's answer to an evaluation: figures of quality, exact and not covered by epsilon."""
 
@@ -233,6 +244,7 @@ class Evaluated(Header):
     extractor_digest: Digest
     samples: int
     figures: tuple[FigureRow, ...] = Field(max_length=1024)
+    intensities: Intensities
     seconds: float = Field(ge=0)
     flops: int = Field(ge=0)
     memory: int | None = Field(ge=0)

@@ -1,10 +1,10 @@
-"""A chart of figures with their intervals, each beside real against real, as PNG."""
+"""Charts of an evaluation: figures with their intervals, and histograms, beside real, as PNG."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,6 +60,30 @@ def figures_png(panels: Sequence[Panel]) -> bytes:
         axes.tick_params(labelsize=8, length=2)
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def histograms_png(sites: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
+    """Return a PNG with a panel for each site: the shares of samples, and of real volumes.
+
+    Args:
+        sites: from a site to the shares of voxels in equal bins from -1 to 1, samples first.
+    """
+    down = math.ceil(len(sites) / ACROSS)
+    figure = Figure(figsize=(12.0, 1.9 * down), dpi=110, layout="constrained")
+    for place, (site, (samples, real)) in enumerate(sites.items()):
+        axes = figure.add_subplot(down, ACROSS, place + 1)
+        edges = [-1 + 2 * step / len(samples) for step in range(len(samples) + 1)]
+        axes.stairs(samples, edges, color=SYNTHETIC, linewidth=1.4)
+        axes.stairs(real, edges, color=REAL, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.set_yscale("log")
+        axes.set_title(site, loc="left", fontsize=10)
+        axes.tick_params(labelsize=8, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
     return stream.getvalue()

@@ -126,7 +126,7 @@ def _train(
     pace: _Pace,
     generator: torch.Generator,
 ) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         network = make().to(volumes.device)
     optimiser = torch.optim.Adam(network.parameters(), lr=pace.rate)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..base import Batch, Family, joined
@@ -19,6 +20,8 @@ from .segmentation import Spacing
 from .utility import utility
 
 EVERYBODY = "all"
+BINS = 32
+"""Of equal width from -1 to 1."""
 LEAST_OF_A_GROUP = 20
 LEAST_LEFT = 5
 """Patients that may stay unnamed beside given groups: fewer could be told by the difference."""
@@ -60,6 +63,21 @@ class Cohort:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        figures: of everybody, under `EVERYBODY`, and of each group that may be given.
+        samples: the share of the samples' voxels in each of `BINS` bins of intensity.
+        held_out: that of the held-out patients, each counting alike.
+    """
+
+    figures: Mapping[str, list[Figure]]
+    samples: tuple[float, ...]
+    held_out: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class _Measured:
     """What was measured of each volume before any figure: features, and likeness of pairs."""
 
@@ -70,8 +88,8 @@ class _Measured:
 
 def evaluate(
     family: Family, extractor: Extractor, cohort: Cohort, *, samples: int, seed: int
-) -> dict[str, list[Figure]]:
-    """Draw samples and return the figures of everybody, and of each group that may be given.
+) -> Evaluation:
+    """Draw samples and compare them with patients who never trained.
 
     Real against real is held-out patients against members, at the same n: the coins that parted
     them were fair.
@@ -105,39 +123,58 @@ def evaluate(
     found[EVERYBODY] += _learned(family, drawn, visits, cohort, seed)
     for groups in cohort.strata.values():
         found |= _by_group(measured, cohort, groups, generator)
-    return found
+    return Evaluation(
+        figures=found,
+        samples=intensities([drawn.array]),
+        held_out=intensities(
+            [np.stack([x.volumes.cpu().numpy() for x in cohort.read(p)]) for p in cohort.held_out]
+        ),
+    )
+
+
+def intensities(groups: Sequence[npt.NDArray[np.float32]]) -> tuple[float, ...]:
+    """Return the share of voxels in each of `BINS` bins, the mean over the groups."""
+    shares = [np.histogram(group, bins=BINS, range=(-1, 1))[0] / group.size for group in groups]
+    return tuple(float(share) for share in np.mean(shares, axis=0))
 
 
 def _learned(
     family: Family, drawn: Drawn, visits: Visits, cohort: Cohort, seed: int
 ) -> list[Figure]:
-    """Return the figures of networks that learn from members or samples: anatomy and utility.
-
-    What is tested on a held-out patient was never told that patient's mask: masks of the one half
-    make the samples that a segmenter learns from, and the other half tests it.
-    """
+    """Return the figures of networks that learn from members or samples: anatomy and utility."""
     shape = visits[0][1].volumes.shape[2:]
     takes = conditioning_of(family, (shape[0], shape[1], shape[2]))
     if takes.kind not in ("class", "mask"):
         return []
     generator = torch.Generator().manual_seed(seed)
     members = [batch for name in cohort.members for batch in cohort.read(name)]
-    masks = takes.kind == "mask"
-    found = (
-        anatomy(drawn, visits, members, takes.classes, cohort.spacing, generator) if masks else []
-    )
-    told = set(cohort.held_out[::2]) if masks else set(cohort.held_out)
-    tested = [visit for visit in visits if not masks or visit[0] not in told]
+    found = []
+    if takes.kind == "mask":
+        found += anatomy(drawn, visits, members, takes.classes, cohort.spacing, generator)
+    synthetic, test, patients = told_and_tested(drawn, visits, apart=takes.kind == "mask")
+    found += utility(joined(members), synthetic, test, patients, generator=generator)
+    return found
+
+
+def told_and_tested(drawn: Drawn, visits: Visits, *, apart: bool) -> tuple[Batch, Batch, list[str]]:
+    """Return samples to learn from, real volumes to be tested on, and the patients of these.
+
+    Args:
+        drawn: samples of what held-out patients are told.
+        visits: the held-out patients' volumes.
+        apart: whether what made a sample could tell of the volume that is tested, as a mask does:
+            every other patient's then make the samples, and the rest are tested.
+    """
+    names = list(dict.fromkeys(name for name, _ in visits))
+    told = set(names[::2] if apart else names)
     device = visits[0][1].volumes.device
-    synthetic = [
+    samples = [
         Batch(drawn.volumes[number : number + 1].to(device), visits[visit][1].condition)
         for number, visit in enumerate(drawn.visits)
         if visits[visit][0] in told
     ]
-    names = [name for name, _ in tested]
-    test = joined([batch for _, batch in tested])
-    found += utility(joined(members), joined(synthetic), test, names, generator=generator)
-    return found
+    tested = [(name, batch) for name, batch in visits if not apart or name not in told]
+    return joined(samples), joined([batch for _, batch in tested]), [name for name, _ in tested]
 
 
 def shown_groups(groups: Groups, patients: Collection[str]) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...study.errors import PlanError, VerificationError, VolumeError, WireError
 from ...study.files import write
 from ..state import from_bytes, refuse_unlike
-from .encoder import LEAST_SIDE, Encoder
+from .encoder import LEAST_SIDE, Encoder, OnSphere
 from .medicalnet import medicalnet
 
 CONTRASTIVE = "contrastive encoder, trained on phantoms"
@@ -71,8 +71,12 @@ class Extractor:
 
 
 def contrastive(encoder: Encoder) -> Extractor:
-    """Return an extractor of a trained encoder; equal weights give equal bytes."""
-    tensors = {name: x.detach().cpu().contiguous() for name, x in encoder.state_dict().items()}
+    """Return an extractor of a trained encoder, its features on a sphere.
+
+    Equal weights give equal bytes.
+    """
+    state = nn.Sequential(encoder, OnSphere()).state_dict()
+    tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
     # one key only: more would be written in an order that changes
     return read_extractor(save(tensors, metadata={KIND: CONTRASTIVE}))
 
@@ -144,7 +148,7 @@ def _kind(content: bytes) -> str | None:
 
 def _encoder() -> tuple[str, nn.Module]:
     with torch.device("meta"):
-        return CONTRASTIVE, Encoder()
+        return CONTRASTIVE, nn.Sequential(Encoder(), OnSphere())
 
 
 def _medicalnet(tensors: dict[str, Tensor]) -> tuple[str, nn.Module]:

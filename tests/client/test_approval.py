@@ -222,3 +222,21 @@ def test_a_patient_without_a_class_stops_an_approval(
     table.write_text("\n".join(["participant_id\tsex", *rows]))
     numbers = approve(hospital.site, "trunks").manifest.numbers
     assert numbers == {name: (n % 2,) for n, name in enumerate(names)}
+
+
+def test_a_source_that_shows_nothing_here_stops_an_approval(
+    small_hospital: Callable[..., Any], plan_text: bytes
+) -> None:
+    """Flat within the part that the plan reads, though not elsewhere: found before any budget."""
+    text = _told(plan_text, 'kind = "source"\nsuffix = "T1w"\npercentiles = [40.0, 60.0]')
+    hospital = small_hospital(text, families=("conditional-vae",))
+    for number, path in enumerate(sorted(hospital.cohort.rglob("*_phantom.nii.gz"))):
+        image = nib.load(path)
+        voxels = np.zeros(image.shape, np.int16)
+        voxels[0, 0, :2] = 7 + number
+        beside = path.with_name(path.name.replace("phantom", "T1w"))
+        nib.save(nib.Nifti1Image(voxels, image.affine), beside)
+    before = _files(hospital.folder)
+    with pytest.raises(Refusal, match="cannot be used in this study"):
+        approve(hospital.site, "trunks")
+    assert _files(hospital.folder) == before

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from federation import Federation
 from voxfed.models.phantoms import HOSPITALS, write_cohort
+from voxfed.models.quality.contrast import train_encoder
 from voxfed.study.files import digest
 
 pytestmark = pytest.mark.slow
@@ -35,10 +37,18 @@ def federation() -> Iterator[Federation]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(federation: Federation) -> dict[str, Any]:
+def extractor(federation: Federation) -> Path:
+    """An encoder that learned for a moment."""
+    path = federation.folder / "extractor.safetensors"
+    train_encoder((16, 16, 16), steps=3, generator=torch.Generator().manual_seed(0)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(federation: Federation, extractor: Path) -> dict[str, Any]:
     """What `evaluate` printed, once each operator allowed it."""
-    server = ("--folder", federation.coordinator)
-    run = federation.spawn("evaluate", "first", *server, "--samples", 10, "--json")
+    asked = ("evaluate", "first", "--folder", federation.coordinator, "--extractor", extractor)
+    run = federation.spawn(*asked, "--samples", 10, "--json")
     for site in SITES:
         folder = federation.sites[site]
         asked = folder / "worker" / "approvals" / "first" / "evaluations"
@@ -51,8 +61,8 @@ def evaluated(federation: Federation) -> dict[str, Any]:
     return done
 
 
-def test_the_report_holds_both_hospitals(federation: Federation, evaluated: dict[str, Any]) -> None:
-    """Every figure of the issue is there by site and joined, with n, interval and real."""
+def test_the_report_holds_both_hospitals(evaluated: dict[str, Any], extractor: Path) -> None:
+    """Every figure is there by site and joined, with n, interval and real against real."""
     assert evaluated["refused"] == {}
     assert [site["site"] for site in evaluated["sites"]] == sorted(SITES)
     names = {"FID", "KID", "MMD", "precision", "recall", "density", "coverage"}
@@ -64,8 +74,7 @@ def test_the_report_holds_both_hospitals(federation: Federation, evaluated: dict
             assert 8 <= row["n"] <= 20
             assert row["real"] is not None
     assert set(evaluated["worst"].values()) <= set(SITES)
-    encoder = federation.coordinator / "extractors" / "phantoms.safetensors"
-    assert evaluated["extractor_digest"] == digest(encoder)
+    assert evaluated["extractor_digest"] == digest(extractor)
     assert "phantoms" in evaluated["extractor"]
 
 
@@ -76,7 +85,7 @@ def test_what_is_kept_names_no_patient_and_needs_no_network(
     folder = Path(evaluated["folder"])
     page = (folder / "evaluation.html").read_text()
     assert not re.search(r'(?:src|href)="(?!data:|#)', page), "the page needs the network"
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 3
     patients = {p.name for site in SITES for p in (federation.folder / f"cohort-{site}").iterdir()}
     assert len(patients) == 2 * PATIENTS
     kept = b"".join(path.read_bytes() for path in folder.iterdir())
@@ -85,15 +94,14 @@ def test_what_is_kept_names_no_patient_and_needs_no_network(
 
 
 def test_it_is_counted_and_costs_no_epsilon(
-    federation: Federation, evaluated: dict[str, Any]
+    federation: Federation, evaluated: dict[str, Any], extractor: Path
 ) -> None:
     """The ledger's row holds no event, and the one evaluation of the plan is spent."""
     for site in SITES:
         assert federation.charges(site, "first")[-1] == ("evaluation", 1)
         assert federation.ledger(site)["studies"][0]["spent"] <= 6
-    server = ("--folder", federation.coordinator)
-    asked = ("evaluate", "first", *server, "--samples", 11)
-    assert "evaluations-spent" in federation.cli(*asked, code=3).errors
+    asked = ("evaluate", "first", "--folder", federation.coordinator, "--extractor", extractor)
+    assert "evaluations-spent" in federation.cli(*asked, "--samples", 11, code=3).errors
 
 
 def test_a_plan_that_allows_none(federation: Federation) -> None:

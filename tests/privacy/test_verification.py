@@ -45,6 +45,7 @@ def test_any_changed_byte_is_found(approved: tuple[Any, Path], name: str) -> Non
     content = path.read_bytes()
     places = {*range(0, len(content), max(1, len(content) // 20)), 1, 2, len(content) - 1}
     places |= {i for i in (content.find(b" "), content.find(b"\n"), content.find(b"=")) if i >= 0}
+    places |= {i - 1 for i in (content.find(b"="), content.rfind(b"==")) if i > 0}  # unused bits
     for place in sorted(places):
         for other in {content[place] ^ 1, content[place] ^ 0x20, 0x09} - {content[place]}:
             path.write_bytes(content[:place] + bytes([other]) + content[place + 1 :])

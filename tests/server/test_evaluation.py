@@ -21,9 +21,10 @@ from voxfed.server.evaluation_page import write_page
 from voxfed.study import messages
 from voxfed.study.errors import VerificationError
 from voxfed.study.identity import SigningKey
-from voxfed.study.messages import FigureRow
+from voxfed.study.messages import FigureRow, Intensities
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
+SHARES = Intensities(samples=(0.25, 0.75), held_out=(0.5, 0.5))
 FACTS = {
     "versions": {"voxfed": "0.1.0"},
     "study": "trunks",
@@ -47,6 +48,7 @@ def site(name: str, *figures: FigureRow) -> SiteEvaluation:
         site=name,
         samples=12,
         figures=figures,
+        intensities=SHARES,
         seconds=0.5,
         flops=10**9,
         memory=2**20,
@@ -130,6 +132,7 @@ def answer(folder: Path, key: SigningKey, **more: Any) -> None:
         "extractor_digest": OTHER,
         "samples": 12,
         "figures": (row(1.0),),
+        "intensities": SHARES,
         "seconds": 0.5,
         "flops": 7,
         "memory": None,
@@ -192,7 +195,7 @@ def test_the_page_holds_everything_and_fetches_nothing() -> None:
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     for text in ("1.25", "4.5", "north", "valley", "too-few", "age 40 to 49", "epsilon does not"):
         assert text in page
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 3
     withheld = write_page(made, picture=None, withheld="the <audit> blocked")
-    assert withheld.count("data:image/png") == 1
+    assert withheld.count("data:image/png") == 2
     assert "the &lt;audit&gt; blocked" in withheld

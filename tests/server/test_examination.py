@@ -177,7 +177,7 @@ def test_an_evaluation_of_two_hospitals(hospitals: list[Site], extractor: Path) 
     assert set(report.worst) == set(report.names)
     written = json.loads((folder / "evaluation.json").read_bytes())
     assert written["weights_digest"] == report.weights_digest
-    assert (folder / "evaluation.html").read_text().count("data:image/png") == 2
+    assert (folder / "evaluation.html").read_text().count("data:image/png") == 3
     assert [line["event"] for line in coordinator.journal.entries()][-1] == "evaluated"
     assert store.audits() == []
     with pytest.raises(Refusal, match="no site answered") as caught:

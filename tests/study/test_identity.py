@@ -3,6 +3,7 @@
 import base64
 import json
 import stat
+import string
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,21 @@ def test_every_changed_bit_is_refused(key: SigningKey, part: str) -> None:
         holder[part] = base64.b64encode(changed).decode()
         with pytest.raises(VerificationError):
             open_envelope(json.dumps(document).encode(), key.public, what="it")
+
+
+@pytest.mark.parametrize("payload", [b"a", b"ab", b"abc"])
+@pytest.mark.parametrize("part", ["payload", "sig"])
+def test_one_content_has_one_text(key: SigningKey, payload: bytes, part: str) -> None:
+    """Base64 leaves bits of its last letter unused: with any other of them it is another file."""
+    document = json.loads(sign_envelope(payload, key))
+    holder = document if part == "payload" else document["signatures"][0]
+    text = holder[part]
+    last = len(text.rstrip("=")) - 1
+    for letter in string.ascii_letters + string.digits + "+/=":
+        holder[part] = text[:last] + letter + text[last + 1 :]
+        if holder[part] != text:
+            with pytest.raises(VerificationError):
+                open_envelope(json.dumps(document).encode(), key.public, what="it")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ HEADERS: list[messages.Message] = [
                 better="lower",
             ),
         ),
+        intensities=messages.Intensities(samples=(0.25, 0.75), held_out=(1.0, 0.0)),
         seconds=0.5,
         flops=9,
         memory=None,

@@ -32,6 +32,7 @@ def test_reads_a_plan() -> None:
     assert plan.privacy.enabled
     assert plan.privacy.audit_counts == "noised"
     assert plan.privacy.audits == 2
+    assert plan.privacy.evaluations == 0
     assert not plan.release.allow_without_privacy
 
 
@@ -83,6 +84,8 @@ def test_every_wrong_key_is_named_at_once() -> None:
         ("epsilon = 8.0", 'audit_counts = "plain"', "privacy.audit_counts"),
         ("epsilon = 8.0", "noise_multiplicity = 2000", "volumes_per_patient x noise_multiplicity"),
         ("epsilon = 8.0", "audits = 11", "privacy.audits"),
+        ("epsilon = 8.0", "evaluations = 11", "privacy.evaluations"),
+        ("epsilon = 8.0", "evaluations = -1", "privacy.evaluations"),
         ('name = "trunks"', 'name = "../trunks"', "name"),
         ('name = "trunks"', 'name = "Trunks"', "name"),
         ("rounds = 8", "rounds = 0", "rounds"),

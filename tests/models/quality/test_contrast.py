@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool3d
 from voxfed.models.quality.contrast import change, draw_phantoms, nt_xent, train_encoder
 from voxfed.models.quality.distances import kid
 from voxfed.models.quality.encoder import Encoder
@@ -59,23 +60,25 @@ def test_a_short_training_tells_new_phantoms_apart(trained: Extractor, held_out:
     assert after > 5 / len(held_out)  # 1 in 48 by chance
 
 
-def test_features_of_phantoms_are_standardised(trained: Extractor, held_out: Tensor) -> None:
+def test_features_are_centred_and_on_a_sphere(trained: Extractor, held_out: Tensor) -> None:
     """The scale of FID and KID does not depend on how long the encoder was trained."""
     features = trained.features(held_out)
+    assert np.allclose(np.linalg.norm(features, axis=1), 8.0, atol=1e-4)
     assert np.abs(features.mean(0)).max() < 0.8  # 5 standard errors at 48
-    assert 0.5 < features.std(0).mean() < 1.5
 
 
-def test_noise_is_far_from_phantoms_and_phantoms_are_near(
+def test_what_is_wrong_is_far_from_phantoms_and_phantoms_are_near(
     trained: Extractor, held_out: Tensor
 ) -> None:
     """The distances that rest on the features order what anybody can see."""
-    near, far = trained.features(held_out[:24]), trained.features(held_out[24:])
-    noise = torch.randn(24, 1, *SHAPE, generator=draws(2)).clamp(-1, 1)
-    blank = 0.1 * held_out[24:] + 0.9 * held_out[24:].mean(0)
-    assert abs(kid(near, far)) < 1
-    assert kid(near, trained.features(noise)) > 3
-    assert kid(near, trained.features(blank)) > 3
+    near, other = trained.features(held_out[:24]), held_out[24:]
+    noise = torch.randn(other.shape, generator=draws(2)).clamp(-1, 1)
+    blank = 0.1 * other + 0.9 * other.mean(0)
+    blurred = avg_pool3d(other, 5, stride=1, padding=2, count_include_pad=False)
+    same = kid(near, trained.features(other))
+    assert abs(same) < 0.5
+    for wrong in (noise, blank, blurred):
+        assert kid(near, trained.features(wrong)) > same + 1
 
 
 def test_two_trainings_from_one_seed_are_one_file() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from voxfed.models.quality.encoder import FEATURES, Encoder
+from voxfed.models.quality.encoder import FEATURES, Encoder, OnSphere
 
 
 def make() -> Encoder:
@@ -36,3 +36,10 @@ def test_it_tells_where_things_are() -> None:
     volume[..., 2:6] = 1.0
     encoder = make()
     assert (encoder(volume) - encoder(volume.flip(4))).abs().max() > 0.01
+
+
+def test_lengths_are_left_out() -> None:
+    """A strange volume counts as one, however long its features."""
+    rows = torch.tensor([[3.0, 4.0], [-300.0, 400.0]])
+    expected = torch.tensor([[0.6, 0.8], [-0.6, 0.8]]) * 2**0.5
+    assert torch.allclose(OnSphere()(rows), expected)

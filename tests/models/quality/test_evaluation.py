@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import balls
 from torch import Tensor
 from voxfed.models.base import NO_CONDITION, Batch, Condition, Family
 from voxfed.models.conditioning import Conditioning
 from voxfed.models.quality import similarity
 from voxfed.models.quality.contrast import draw_phantoms
+from voxfed.models.quality.drawing import Drawn
 from voxfed.models.quality.encoder import Encoder
-from voxfed.models.quality.evaluation import Cohort, evaluate, shown_groups
+from voxfed.models.quality.evaluation import (
+    Cohort,
+    evaluate,
+    intensities,
+    shown_groups,
+    told_and_tested,
+)
 from voxfed.models.quality.features import Extractor, contrastive
 from voxfed.study.errors import UsageError
 
@@ -75,7 +83,7 @@ def cohort(strata: Any = None, *, patients: int = 24, paired: bool = False) -> C
 
 def figures(family: Family, **more: Any) -> dict[str, Any]:
     found = evaluate(family, extractor(), cohort(**more), samples=12, seed=5)
-    return {figure.name: figure for figure in found["all"]}
+    return {figure.name: figure for figure in found.figures["all"]}
 
 
 def test_more_of_the_same_is_as_good_as_real() -> None:
@@ -158,8 +166,55 @@ def test_groups_are_compared_at_one_n() -> None:
     found = evaluate(
         Drawer(phantoms(30, 9)), extractor(), cohort(strata, patients=90), samples=30, seed=5
     )
-    assert list(found) == ["all", "sex F", "sex M"]
-    numbers = {group: {figure.n for figure in figures} for group, figures in found.items()}
+    assert list(found.figures) == ["all", "sex F", "sex M"]
+    numbers = {group: {row.n for row in rows} for group, rows in found.figures.items()}
     assert numbers == {"all": {30}, "sex F": {20}, "sex M": {20}}
-    gap = [figure.real for group in ("sex F", "sex M") for figure in found[group][:1]]
+    gap = [figure.real for group in ("sex F", "sex M") for figure in found.figures[group][:1]]
     assert gap[0] == pytest.approx(gap[1], rel=0.5), "real against real hardly differs"
+
+
+def test_intensities_are_shares_in_which_each_patient_counts_alike() -> None:
+    """A patient with many volumes does not stand for the hospital; by hand and in all."""
+    black, half = np.full((3, 1, 2), -1.0, np.float32), np.array([[-1.0, 0.99]], np.float32)
+    shares = intensities([black, half])
+    assert len(shares) == 32
+    assert (shares[0], shares[31], sum(shares)) == (0.75, 0.25, 1.0)
+    found = evaluate(Drawer(phantoms(12, 9)), extractor(), cohort(), samples=12, seed=5)
+    expected = intensities([volume[None].numpy() for volume in phantoms(len(NAMES), 3)[0:24:2]])
+    assert found.held_out == pytest.approx(expected)
+    assert found.samples == pytest.approx(intensities([phantoms(12, 9).numpy()]))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_tested_was_not_told(apart: bool) -> None:
+    """No patient whose mask made a sample to learn from tests what was learned; classes may."""
+    volumes = balls(10, SHAPE)
+    visits = [
+        (f"patient-{number // 2}", Batch(x[None], Condition(label=torch.tensor([number]))))
+        for number, x in enumerate(volumes)
+    ]
+    drawn = Drawn(volumes[[0, 1, 2, 3, 4, 5]], [0, 1, 2, 3, 4, 5])
+    synthetic, test, patients = told_and_tested(drawn, visits, apart=apart)
+    assert synthetic.condition.label is not None
+    assert test.condition.label is not None
+    told, tested = synthetic.condition.label.tolist(), test.condition.label.tolist()
+    assert told == ([0, 1, 4, 5] if apart else [0, 1, 2, 3, 4, 5])
+    assert tested == ([2, 3, 6, 7] if apart else list(range(10)))
+    assert patients == [f"patient-{number // 2}" for number in tested]
+    assert torch.equal(synthetic.volumes, volumes[told])
+
+
+@pytest.mark.slow
+def test_classes_have_utility() -> None:
+    """Samples of the right class teach what real ones do, and the figures stand in the report."""
+    volumes = balls(48, SHAPE) + 0.2 * torch.randn((48, 1, *SHAPE))
+    volumes[::2] *= -1
+    table = {
+        name: [Batch(x[None], Condition(label=torch.tensor([number % 2])))]
+        for number, (name, x) in enumerate(zip(NAMES, volumes, strict=False))
+    }
+    site = Cohort(table.__getitem__, NAMES[0:24], NAMES[24:48], {}, (1.0, 1.0, 1.0))
+    found = evaluate(Drawer(volumes[24:], kind="class"), extractor(), site, samples=24, seed=5)
+    useful = {x.name: x for x in found.figures["all"] if x.name.startswith("balanced accuracy")}
+    assert len(useful) == 3
+    assert all(figure.value > 0.9 for figure in useful.values())

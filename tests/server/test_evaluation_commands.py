@@ -1,0 +1,96 @@
+"""`voxfed evaluate`: what it refuses before any site is asked, and the extractor it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+from voxfed.cli import app
+from voxfed.models.quality.encoder import Encoder
+from voxfed.models.quality.features import CONTRASTIVE, contrastive, load_extractor
+from voxfed.server.coordinator import Coordinator, CoordinatorSettings, create
+from voxfed.server.evaluation_commands import extractor_file
+from voxfed.study.errors import PlanError, Refusal, UsageError, VoxfedError
+from voxfed.study.files import digest
+
+PLAN = """
+name = "trunks"
+family = "vae"
+rounds = 1
+local_steps = 1
+expected_patients = 4
+[volumes]
+shape = [{side}, 16, 16]
+spacing = [9.0, 9.0, 9.0]
+[optimiser]
+learning_rate = 1e-3
+[privacy]
+evaluations = {evaluations}
+"""
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    settings = CoordinatorSettings(name="hub", public_host="localhost", port=9000)
+    return create(tmp_path / "hub", settings)
+
+
+def run(coordinator: Coordinator, *options: object, side: int = 16, evaluations: int = 1) -> object:
+    """Run the command on a plan, and return what it raised."""
+    plan = coordinator.studies / "trunks" / "plan.toml"
+    plan.parent.mkdir()
+    plan.write_text(PLAN.format(side=side, evaluations=evaluations))
+    words = ["evaluate", "trunks", "--folder", coordinator.folder, *options]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    return done.exception
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "what"),
+    [
+        ({"evaluations": 0}, Refusal, "allows no evaluation"),
+        ({"side": 8}, UsageError, "such small volumes"),
+    ],
+)
+def test_what_no_site_is_asked(
+    coordinator: Coordinator, change: dict[str, int], kind: type[VoxfedError], what: str
+) -> None:
+    """An evaluation that every site would refuse does not start."""
+    fault = run(coordinator, **change)
+    assert isinstance(fault, kind)
+    assert what in fault.message
+    assert fault.hint or fault.expected
+
+
+def test_a_wrong_extractor_is_named_before_any_site_is_asked(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    """A missing file and a file that is something else are wrong use, with a hint."""
+    missing = run(coordinator, "--extractor", tmp_path / "none.safetensors")
+    assert isinstance(missing, UsageError)
+    garbage = tmp_path / "garbage.safetensors"
+    garbage.write_bytes(b"not safetensors")
+    with pytest.raises(PlanError, match="no feature extractor"):
+        extractor_file(coordinator, garbage, hidden=True)
+
+
+def test_a_named_extractor_is_taken_as_it_is(coordinator: Coordinator, tmp_path: Path) -> None:
+    """The file that is sent is the one that was named."""
+    torch.manual_seed(0)
+    path = tmp_path / "encoder.safetensors"
+    contrastive(Encoder()).save(path)
+    assert extractor_file(coordinator, path, hidden=True) == path
+    assert not (coordinator.folder / "extractors").exists()
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_from_phantoms_once(coordinator: Coordinator) -> None:
+    """Without an extractor one is trained and kept, so that evaluations compare."""
+    path = extractor_file(coordinator, None, hidden=True)
+    made = digest(path)
+    assert load_extractor(path, made).name == CONTRASTIVE
+    before = path.stat().st_mtime_ns
+    assert extractor_file(coordinator, None, hidden=True) == path
+    assert path.stat().st_mtime_ns == before

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -134,9 +134,10 @@ class _Meter(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, arguments: tuple[Any, ...] = (), named: Any = None
     ) -> Any:
-        if operator is torch.ops.aten._local_scalar_dense.default:
+        try:
+            found = operator(*arguments, **(named or {}))
+        except DataDependentOutputException:  # a number is asked of what has none
             return self._some_number(arguments[0])
-        found = operator(*arguments, **(named or {}))
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
                 self._count(tensor)

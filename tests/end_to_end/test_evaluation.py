@@ -51,8 +51,13 @@ def evaluated(federation: Federation, extractor: Path) -> dict[str, Any]:
     run = federation.spawn(*asked, "--samples", 10, "--json")
     for site in SITES:
         folder = federation.sites[site]
-        asked = folder / "worker" / "approvals" / "first" / "evaluations"
-        federation.wait(lambda asked=asked: list(asked.glob("*.json")), 200, f"the ask at {site}")
+        waits = folder / "worker" / "approvals" / "first" / "evaluations"
+        federation.wait(
+            lambda waits=waits: run.poll() is not None or list(waits.glob("*.json")),
+            100,
+            f"the request at {site}",
+        )
+        assert run.poll() is None, run.communicate()
         (waiting,) = federation.cli("site", "approve", "--folder", folder, "--json").json["pending"]
         assert "evaluation of round 2: weights sha256" in waiting["waiting"]
         assert "EXACT figures of at most 1 evaluations" in waiting["what leaves"]

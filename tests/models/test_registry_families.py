@@ -41,16 +41,14 @@ def test_it_passes_inspection(name: str) -> None:
     inspect_family(family, SHAPE)
 
 
-def test_samples_are_volumes_and_repeat_to_the_bit(name: str) -> None:
-    family = tiny(name).eval()
-    condition = told(name, 2)
-    first, second = (family.sample(2, condition=condition, generator=draws()) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first[0], first[1])
-    assert first.shape == (2, 1, *SHAPE)
-    assert first.dtype == torch.float32
-    assert bool((first.abs() <= 1).all())
-    assert not first.requires_grad
+def test_samples_are_volumes(name: str) -> None:
+    """Different ones, in range, without a graph; that they repeat is held below."""
+    drawn = tiny(name).eval().sample(2, condition=told(name, 2), generator=draws())
+    assert drawn.shape == (2, 1, *SHAPE)
+    assert drawn.dtype == torch.float32
+    assert bool((drawn.abs() <= 1).all())
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not drawn.requires_grad
 
 
 def test_all_randomness_is_the_generators(name: str) -> None:

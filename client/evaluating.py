@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..study.errors import VolumeError
-from ..study.messages import Evaluated, EvaluationRequest, FigureRow, Intensities
+from ..study.figures import FigureRow, Intensities
+from ..study.messages import Evaluated, EvaluationRequest
 from .participants import read_participants
 from .site import Site
 

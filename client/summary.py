@@ -70,7 +70,8 @@ def _leaving(approval: Approval) -> list[str]:
     leaving.append(f"{shown} histograms{copies} of at most {privacy.audits} audits")
     if privacy.evaluations:
         leaving.append(
-            f"EXACT figures of at most {privacy.evaluations} evaluations, also by sex and age, of"
-            " held-out patients and members whose coin was flipped: epsilon does not cover them"
+            f"EXACT figures of at most {privacy.evaluations} evaluations, also by sex and age, and"
+            " a histogram of intensities, of held-out patients and members whose coin was flipped:"
+            " epsilon does not cover them; what a sample costs here in time and memory"
         )
     return leaving

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..study.plan import StudyPlan
-from .base import NO_CONDITION, Batch, Family, Step
+from .base import Batch, Family, Step
 from .checkpointing import forget_activations
 from .registry import build, conditioning
 from .trained import add_adapters, freeze_the_rest
@@ -69,7 +69,7 @@ class Sketch:
             volumes: in one forward pass.
             rows: gradients that are held of every weight at once, 0 for the batch's alone.
         """
-        with self._mode, _Meter() as meter:
+        with self._mode, _Meter(self.family) as meter:
             batch = self._batch(volumes) if step.reads_patients else None
             with (
                 saved_tensors_hooks(meter.keep, lambda tensor: tensor),
@@ -77,20 +77,19 @@ class Sketch:
             ):
                 loss = step.loss(batch, torch.Generator()).float().mean()
             _go_back(loss, self.learning(step), rows)
-        weights = {_storage(x) for x in (*self.family.parameters(), *self.family.buffers())}
-        kept = sum(size for key, size in meter.kept.items() if key not in weights)
-        return Use(kept, meter.peak)
+        return Use(sum(meter.kept.values()), meter.peak)
 
     def sample(self, n: int) -> int:
-        """Return the most bytes held while `n` volumes are sampled, beyond the weights."""
-        with self._mode, _Meter() as meter:
-            condition = NO_CONDITION
-            if self._plan.condition is not None:
-                condition = conditioning(self._plan).example(n, torch.Generator())
-            self.family.eval()
-            self.family.sample(n, condition=condition, generator=torch.Generator())
-            self.family.train()
-        return meter.peak
+        """Return about the most bytes held while `n` volumes are sampled, beyond the weights.
+
+        A sampler passes the networks that the losses pass, with nothing kept for a way back.
+        """
+        found = 0
+        for step in (x for stage in self.family.stages for x in self.family.steps(stage)):
+            with self._mode, torch.no_grad(), _Meter(self.family) as meter:
+                step.loss(self._batch(n) if step.reads_patients else None, torch.Generator())
+            found = max(found, meter.peak)
+        return found
 
     def _batch(self, n: int) -> Batch:
         takes = conditioning(self._plan)
@@ -122,22 +121,21 @@ def _go_back(loss: Tensor, weights: Sequence[Tensor], rows: int) -> None:
 
 
 class _Meter(TorchDispatchMode):
-    """Counts the bytes of all tensors that live at once, by their storages."""
+    """Counts the bytes of all tensors that live at once, by their storages, but for weights."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, family: Family) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kept: dict[int, int] = {}
         self.peak = self._now = 0
-        self._sizes: dict[int, int] = {}
-        self._asked = 1
+        self._weights = {_storage(x) for x in (*family.parameters(), *family.buffers())}
+        self._sizes: dict[int, int] = dict.fromkeys(self._weights, 0)
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, arguments: tuple[Any, ...] = (), named: Any = None
     ) -> Any:
-        try:
-            found = operator(*arguments, **(named or {}))
-        except DataDependentOutputException:  # a number is asked of what has none
-            return self._some_number(arguments[0])
+        if operator is torch.ops.aten._local_scalar_dense.default:
+            return arguments[0].dtype == torch.bool  # yes, or zero: numbers are not there
+        found = operator(*arguments, **(named or {}))
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
@@ -145,15 +143,9 @@ class _Meter(TorchDispatchMode):
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Note a tensor that autograd keeps; each storage counts once."""
-        self.kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        if _storage(tensor) not in self._weights:
+            self.kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
-
-    def _some_number(self, tensor: Tensor) -> float | int | bool:
-        """Say yes, zero, or a fraction never said before: a tensor without numbers is asked."""
-        self._asked += 1
-        if tensor.dtype == torch.bool:
-            return True
-        return 1 / self._asked if tensor.is_floating_point() else 0
 
     def _count(self, tensor: Tensor) -> None:
         key, storage = _storage(tensor), tensor.untyped_storage()

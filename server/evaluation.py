@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..models.quality.evaluation import EVERYBODY, LEAST_OF_A_GROUP
 from ..study.errors import VerificationError, VoxfedError
+from ..study.figures import FigureRow, Intensities
 from ..study.identity import PublicKey
-from ..study.messages import Evaluated, FigureRow, Intensities, decode, request_digest
+from ..study.messages import Evaluated, decode, request_digest
 
 NOTES = (
     "Figures are exact and epsilon does not cover them. They are about held-out patients, who"

@@ -12,7 +12,7 @@ from ..study.terminal import console, progress, show_json, show_table
 from .options import HERE, AsJson, Folder, Name, open_coordinator, open_store
 
 if TYPE_CHECKING:
-    from ..study.messages import FigureRow
+    from ..study.figures import FigureRow
     from .coordinator import Coordinator
     from .evaluation import EvaluationReport, Gap
 

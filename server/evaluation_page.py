@@ -15,8 +15,9 @@ from ..models.quality.features import load_extractor
 from ..privacy.audit.report import AuditReport
 from ..privacy.release import Verdict
 from ..study.errors import PlanError
+from ..study.figures import FigureRow
 from ..study.files import digest, write
-from ..study.messages import FigureRow
+from ..study.messages import hash_of
 from .coordinator import Coordinator
 from .evaluation import EvaluationReport, build_report, read_answers
 from .release import SHOWN, samples_of, versions
@@ -51,7 +52,7 @@ def report_evaluation(
     }
     refused = json.loads((folder / "facts.json").read_bytes())["refused"]
     report = build_report(answers, refused=refused, facts=facts)
-    picture, withheld = _picture(store, last, record.weights_digest)
+    picture, withheld = picture_of(store, last)
     write(folder / "evaluation.json", report.text)
     write(
         folder / "evaluation.html", write_page(report, picture=picture, withheld=withheld).encode()
@@ -59,8 +60,9 @@ def report_evaluation(
     return report
 
 
-def _picture(store: Store, last: Round, weights_digest: str) -> tuple[bytes | None, str]:
-    """Return a contact sheet of synthetic volumes, or why there is none."""
+def picture_of(store: Store, last: Round) -> tuple[bytes | None, str]:
+    """Return a contact sheet of a round's samples as PNG, or why they may not be shown."""
+    weights_digest = hash_of(last.weights)
     for audit in store.audits():
         found = AuditReport.from_text((audit / "audit.json").read_bytes())
         if found.weights_digest == weights_digest and found.verdict is Verdict.BLOCK:

@@ -66,6 +66,8 @@ def needs(plan: StudyPlan, performance: PerformanceSettings | None = None) -> Ne
     for stage in (x for x in schedule_of(plan).stages if x.rounds):
         for step, exact in _pairs(sketch.family, wide.family, stage.name):
             own = bytes_of(sketch.learning(step))
+            if not own:
+                continue  # `study run` refuses such a plan
             volumes, rows = _pass(plan, performance, step, (stage.name, step.name) in alone)
             use, tried = sketch.step(step, volumes, rows=rows), wide.step(exact, 2)
             kept = max(kept, use.kept)

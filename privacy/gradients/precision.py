@@ -49,7 +49,7 @@ def sound_kernels(precision: Precision, device: torch.device) -> Iterator[None]:
     if precision == "float32" or device.type != "cpu":
         yield
         return
-    with _Float32Weights():
+    with _Float32Weights():  # type: ignore[no-untyped-call]
         yield
 
 

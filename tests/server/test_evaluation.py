@@ -20,8 +20,8 @@ from voxfed.server.evaluation import (
 from voxfed.server.evaluation_page import write_page
 from voxfed.study import messages
 from voxfed.study.errors import VerificationError
+from voxfed.study.figures import FigureRow, Intensities
 from voxfed.study.identity import SigningKey
-from voxfed.study.messages import FigureRow, Intensities
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 SHARES = Intensities(samples=(0.25, 0.75), held_out=(0.5, 0.5))

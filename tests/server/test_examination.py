@@ -22,11 +22,13 @@ from voxfed.client.worker import Worker
 from voxfed.models.phantoms import HOSPITALS, write_cohort
 from voxfed.models.quality.encoder import Encoder
 from voxfed.models.quality.features import contrastive
+from voxfed.privacy.release import Verdict
 from voxfed.server import exchange, inquiry, rounds
 from voxfed.server.coordinator import Coordinator, CoordinatorSettings, create
-from voxfed.server.evaluation_page import report_evaluation
+from voxfed.server.evaluation_page import picture_of, report_evaluation
 from voxfed.server.examination import Examination
 from voxfed.server.exchange import Exchange
+from voxfed.server.release import report_audit
 from voxfed.server.rounds import Rounds
 from voxfed.server.start import ensure_started
 from voxfed.server.store import Store
@@ -186,8 +188,8 @@ def test_an_evaluation_of_two_hospitals(hospitals: list[Site], extractor: Path) 
 
 
 def test_an_audit_goes_the_same_way(hospitals: list[Site]) -> None:
-    """What evaluations share with audits did not change audits."""
-    asking, _, store = examination(hospitals, deadline=0.5)
+    """What both share did not change audits; what an audit blocks, no evaluation shows."""
+    asking, coordinator, store = examination(hospitals, deadline=0.5)
     with pytest.raises(Refusal, match="no site answered the audit"):
         asking.audit(4)
     permit(hospitals[0], find(hospitals[0], "trunks"), "audit")
@@ -195,3 +197,11 @@ def test_an_audit_goes_the_same_way(hospitals: list[Site]) -> None:
     folder = Path(store.progress()["folder"])
     assert folder.name == "001"
     assert [path.name for path in folder.glob("*.reply")] == ["north.reply"]
+    last = store.latest(coordinator.key.public)
+    picture, withheld = picture_of(store, last)
+    assert picture is not None
+    assert withheld == ""
+    assert report_audit(coordinator, store, folder).verdict is Verdict.BLOCK
+    picture, withheld = picture_of(store, last)
+    assert picture is None, "samples of weights that an audit blocked are on a page"
+    assert "blocked" in withheld

@@ -47,17 +47,15 @@ DENOISER, FLOW = {"denoiser": FEW}, {"denoiser": {**FEW, "prediction": "flow"}}
 LESSONS = {
     "vae": Lesson({**NARROW, "kl_weight": 0.001}, (150,)),
     "conditional-vae": Lesson({**NARROW, "kl_weight": 0.001}, (150,)),
-    "slice-vae": Lesson({**NARROW, "kl_weight": 0.002}, (100, 20)),
+    "slice-vae": Lesson({**NARROW, "kl_weight": 0.002}, (250, 20)),
     "vqvae": Lesson(CODES, (200, 100), (5e-3, 3e-3)),
     "vqgan": Lesson(CODES, (150, 100), (5e-3, 3e-3)),
     "vq-transformer": Lesson({**CODES, "width": 64, "depth": 2}, (200, 150), (5e-3, 3e-3)),
     "latent-diffusion": Lesson(
         {"autoencoder": {**NARROW, "kl_weight": 0.002}, **DENOISER}, (150, 300)
     ),
-    "alpha-wgan-gp": Lesson(
-        {**GAME, "code": 32, "code_critic_width": 64, "reconstruction": 100.0}, (300,), (2e-3,)
-    ),
-    "ha-gan": Lesson({**GAME, "code": 32, "slabs": 2}, (200,), (2e-3,)),
+    "alpha-wgan-gp": Lesson({**GAME, "code": 32, "code_critic_width": 64}, (300,), (2e-3,)),
+    "ha-gan": Lesson({**GAME, "code": 32, "slabs": 2}, (300,), (2e-3,)),
     "pix2pix": Lesson(NARROW, (150,)),
     "cycle-gan": Lesson(NARROW, (200,)),
     "wgan-gp": Lesson({**GAME, "critic_turns": 3}, (600,)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..privacy.sampling import choose
 from ..study.errors import VerificationError
 from ..study.messages import Audited, AuditRequest, EvaluationRequest, hash_of
 from ..study.record import RoundRecord
@@ -11,6 +13,7 @@ from .approval import Approval
 from .site import Site
 
 if TYPE_CHECKING:
+    from ..models.conditioning import Conditioning
     from .warm import Warm
 
 
@@ -20,8 +23,8 @@ def check_lineage(
     """Return the signed record of the round that the weights came out of.
 
     Guarantee:
-        The coordinator signed that these weights came out of a round that holds the very reply
-        which this site charged for it, and must answer for that signature.
+        The coordinator signed that these weights came out of a round of the plan, and must answer
+        for that signature. Where this site charged that round, it holds the very reply.
     Assumes:
         Nothing more: a coordinator that signs a false record is not found here.
 
@@ -44,6 +47,11 @@ def check_lineage(
             "the lineage is of no round of the plan",
             got=record.round,
             expected=f"1 to {approval.terms.schedule.rounds}",
+        )
+    stage = approval.terms.schedule.stage_of(record.round).name
+    if record.stage != stage:
+        raise VerificationError(
+            "the lineage is of another stage", got=record.stage, expected=f"{stage} in that round"
         )
     own = [
         row.body["reply_digest"]
@@ -73,7 +81,6 @@ def audit(
         copies are counted, since one patient can move their number by more than 1. With "exact"
         the counts are not covered by epsilon.
     """
-    from ..privacy.audit.extraction import find_copies
     from ..privacy.audit.membership import EDGES, histogram, patient_scores, score_of
     from ..privacy.engine import private_counts
 
@@ -91,8 +98,7 @@ def audit(
     ]
     copies: dict[str, float] = {}
     if exact:
-        samples = _samples(warm, request.samples, weights)
-        copies = find_copies(samples, *(warm.scans.table(group) for group in groups))
+        copies = _copies(warm, request.samples, weights)
     else:
         joined = private_counts([*counts[0], *counts[1]], privacy.audit_noise)
         counts = [joined[: len(edges) - 1], joined[len(edges) - 1 :]]
@@ -112,26 +118,38 @@ def audit(
     )
 
 
-def _samples(warm: Warm, n: int, weights: bytes) -> Any:
-    """Return n synthetic volumes (n, 1, D, H, W), drawn from a seed that the weights fix.
+def _copies(warm: Warm, n: int, weights: bytes) -> dict[str, float]:
+    """Search n synthetic volumes for copies of members and of non-members.
 
-    What the family is told is drawn from the prior; where that is an image, the held-out patients'
-    are taken in turn, and what is made of them stays here.
+    What the family is told is drawn from the prior. Where that is an image, a random half of the
+    held-out patients give theirs and members are compared with the other half alone: a faithful
+    translation is like its own patient, who would stand for a copied non-member.
     """
+    from ..models.registry import conditioning
+    from ..privacy.audit.extraction import find_copies
+
+    manifest, takes = warm.approval.manifest, conditioning(warm.approval.plan)
+    givers, compared = [], manifest.held_out
+    if takes.planes:
+        chosen = set(choose(len(compared), len(compared) // 2))
+        givers = [name for number, name in enumerate(compared) if number in chosen]
+        compared = [name for number, name in enumerate(compared) if number not in chosen]
+    samples = _samples(warm, takes, givers, n if givers or not takes.planes else 0, weights)
+    tables = (warm.scans.table(group) for group in (manifest.audited_members, compared))
+    return find_copies(samples, *tables)
+
+
+def _samples(warm: Warm, takes: Conditioning, givers: Sequence[str], n: int, weights: bytes) -> Any:
+    """Return n synthetic volumes (n, 1, D, H, W), drawn from a seed that the weights fix."""
     import torch
 
-    from ..models.registry import conditioning
-
     family, device = warm.trainer.family, warm.trainer.device
-    takes = conditioning(warm.approval.plan)
     generator = torch.Generator(device).manual_seed(int(hash_of(weights)[:15], 16))
-    held_out = [b for name in warm.approval.manifest.held_out for b in warm.scans.batches(name)]
     parts = []
-    for number in range(n if held_out or not takes.planes else 0):
-        told = (
-            held_out[number % len(held_out)].condition
-            if takes.planes
-            else takes.prior(1, generator)
-        )
+    for number in range(n):
+        if takes.planes:
+            told = warm.scans.batches(givers[number % len(givers)])[0].condition
+        else:
+            told = takes.prior(1, generator)
         parts.append(family.sample(1, condition=told, generator=generator).cpu())
     return torch.cat(parts).numpy() if parts else torch.zeros((0, 1, 1, 1, 1)).numpy()

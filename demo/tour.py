@@ -110,7 +110,7 @@ def _set_up(folder: Path, data: Path | None, family: str, private: bool, began: 
             plan.name,
             coordinator,
             plan=folder / f"{plan.name}.toml",
-            weights=folder / BASE if weights is not None else None,
+            weights=[folder / BASE] if weights is not None else None,
         )
         plans.append(plan)
     federation = Federation(Coordinator(coordinator), sites)

@@ -100,7 +100,7 @@ class Description:
         tasks: what it can be trained for.
         stages: trained one after the other.
         parameters: trained numbers at the default settings.
-        privacy: "yes", or why it cannot be trained with differential privacy.
+        privacy: "yes"; a family that cannot be trained with differential privacy would say why.
         source: the paper that it comes from.
     """
 
@@ -178,7 +178,7 @@ def conditioning(plan: StudyPlan) -> Conditioning:
         PlanError: as in `check`.
     """
     takes = getattr(check(plan), "conditioning", None)
-    if plan.condition is None or takes is None:
+    if plan.condition is None or not isinstance(takes, Conditioning):
         return Conditioning("none", 0, 0, plan.volumes.shape)
     return replace(takes, weights=plan.condition.weights)
 

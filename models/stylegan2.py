@@ -61,7 +61,7 @@ class StyleGan2Spec(Table):
     attributes: Width = Field(
         default=1, description='numbers, where condition is "attributes", 1 or more'
     )
-    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    weights: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(
         default=(), description="how often the generator is told each class; none for all alike"
     )
     shape: tuple[Width, Width, Width] = Field(description="three voxel counts, as (D, H, W)")

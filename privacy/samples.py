@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from ..models.base import Condition
 from ..models.pictures import contact_sheet
 from ..models.registry import build, conditioning
 from ..models.state import from_bytes, load_into
-from ..models.synthetic import write_synthetic
+from ..models.synthetic import write_synthetic, write_told
 from ..models.trained import add_adapters
 from ..study.errors import PlanError, Refusal, UsageError
 from ..study.plan import StudyPlan
@@ -33,6 +34,8 @@ def draw_samples(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write `n` NIfTI volumes, a JSON sidecar each, and a contact sheet; return the volumes' files.
+
+    The sidecar says what the model was told; a mask or a source lies beside its volume.
 
     Args:
         bundle: a release bundle, whose files are checked against its attestation.
@@ -83,7 +86,12 @@ def draw_samples(
         row = given[(number - 1) % len(given)] if given else takes.prior(1, generator)
         volume = family.sample(1, condition=row, generator=generator)
         path = folder / f"synthetic-{number:04d}.nii.gz"
-        write_synthetic(path, volume[0, 0].numpy(), plan.volumes.spacing, digest=digest)
+        words = _words(plan, row, path)
+        for kind in ("mask", "source"):
+            if (image := getattr(row, kind)) is not None:
+                write_told(folder / words[kind], image[0, 0].numpy(), plan.volumes.spacing)
+        spacing = plan.volumes.spacing
+        write_synthetic(path, volume[0, 0].numpy(), spacing, digest=digest, told=words)
         files.append(path)
         if number <= SHOWN:
             kept.append(volume)
@@ -92,3 +100,16 @@ def draw_samples(
     title = f"synthetic volumes of {plan.name}, bundle {digest[:12]}"
     contact_sheet([(title, torch.cat(kept).numpy())], folder / "contact_sheet.png")
     return files
+
+
+def _words(plan: StudyPlan, row: Condition, path: Path) -> dict[str, Any]:
+    """Return what a volume shows: class or numbers by column, or the image file beside it."""
+    settings = plan.condition
+    if settings is None:
+        return {}
+    if row.label is not None:
+        return {settings.column: settings.values[int(row.label)]}
+    if row.attributes is not None:
+        pairs = zip(settings.columns, settings.ranges, row.attributes[0].tolist(), strict=True)
+        return {name: round(low + (x + 1) / 2 * (high - low), 4) for name, (low, high), x in pairs}
+    return {settings.kind: path.name.replace(".nii.gz", f"_{settings.kind}.nii.gz")}

@@ -49,7 +49,7 @@ class ConditionSettings(Table):
     values: tuple[Text, ...] = Field(
         (), max_length=1024, description="class: the column's values in the order of the classes"
     )
-    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    weights: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(
         (), description="class: how often each is drawn in samples; left out, all alike"
     )
     columns: tuple[Text, ...] = Field(
@@ -101,7 +101,7 @@ class ConditionSettings(Table):
             raise ValueError("ranges must be one pair a column")
         if self.weights and len(self.weights) != len(self.values):
             raise ValueError("weights must be one a value")
-        if self.weights and not sum(self.weights) > 0:
+        if self.weights and not sum(self.weights) >= 1e-6:
             raise ValueError("weights must not all be 0")
         return self
 

@@ -29,7 +29,9 @@ def not_covered(plan: StudyPlan) -> tuple[str, ...]:
     if plan.privacy.audit_counts == "exact":
         things.insert(0, "the histograms and counts of this audit, which are exact")
     if plan.privacy.evaluations:
-        things.insert(0, "the figures of evaluations, which are exact; they are of held-out patients")
+        things.insert(
+            0, "the figures of evaluations, which are exact; they are of held-out patients"
+        )
     if not plan.privacy.enabled:
         things.insert(0, "the weights: there was no differential privacy")
     return tuple(things)

@@ -6,6 +6,7 @@ are positive, and lower for members.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,13 @@ SCORES = {
     RECONSTRUCTION: "mean absolute reconstruction error",
     DENOISING: "mean squared error of the predicted noise",
     LIKELIHOOD: "perplexity of a voxel",
-    CRITIC: "softplus of minus the critic's score",
+    CRITIC: "1 - 2/pi atan of the critic's score, in spreads of its scores of own samples",
 }
 LOWER_IS_MEMBER = frozenset(SCORES)
 TIMES = (0.05, 0.1, 0.2, 0.3)
 """Where the error of a denoiser is measured (Carlini et al. 2023 find early times to leak most)."""
+OWN = 32
+"""Own samples that a critic's scores are measured by."""
 EDGES: tuple[float, ...] = tuple(float(edge) for edge in np.geomspace(1e-4, 4.0, 257))
 
 
@@ -38,13 +41,14 @@ def score_of(family: Family) -> tuple[str, Score]:
     """Returns the name of the score that fits a family, and the score of a batch, (B,).
 
     The error of rebuilding a volume; else that of its noise, at `TIMES` (Matsumoto et al. 2023);
-    else its likelihood bound; else what the critic says (LOGAN, Hayes et al. 2019).
+    else its likelihood bound; else what the critic says (LOGAN, Hayes et al. 2019), measured from
+    its mean score of the model's own samples in their standard deviations: a critic's zero and
+    unit are arbitrary, and a drift of either must not move patients out of the bins.
 
     Raises:
         Refusal: the family satisfies none of these protocols.
     """
     import torch
-    from torch.nn import functional
 
     from ...models.base import Denoises, HasCritic, HasLikelihoodBound, Reconstructs
 
@@ -63,13 +67,35 @@ def score_of(family: Family) -> tuple[str, Score]:
         bound = family.likelihood_bound
         return LIKELIHOOD, lambda x: torch.exp(-bound(x, draws(x)) / x.volumes[0].numel())
     if isinstance(family, HasCritic):
-        criticise = family.criticise
-        return CRITIC, lambda x: functional.softplus(-criticise(x))
+        criticise, (centre, spread) = family.criticise, _scale(family)
+        return CRITIC, lambda x: 1 - torch.atan((criticise(x) - centre) / spread) * 2 / math.pi
     raise Refusal(
         "this family offers nothing that membership can be scored by",
         got=type(family).__name__,
         expected="a family that reconstructs, denoises, bounds a likelihood or has a critic",
     )
+
+
+def _scale(family: Family) -> tuple[float, float]:
+    """Returns mean and standard deviation of a critic's scores of own samples, from a fixed seed.
+
+    Raises:
+        VolumeError: they are not finite.
+    """
+    import torch
+
+    from ...models.base import Batch, HasCritic
+    from ...models.conditioning import conditioning_of
+
+    assert isinstance(family, HasCritic)  # noqa: S101, tells the type checker
+    generator = torch.Generator(next(family.parameters()).device).manual_seed(0)
+    told = conditioning_of(family, (1, 1, 1)).prior(OWN, generator)
+    made = family.sample(OWN, condition=told, generator=generator)
+    scores = family.criticise(Batch(made, told)).double()
+    centre, spread = float(scores.mean()), float(scores.std())
+    if not math.isfinite(centre + spread):
+        raise VolumeError("the critic's scores are not finite", hint="the weights are damaged")
+    return centre, max(spread, 1e-12)
 
 
 def patient_scores(

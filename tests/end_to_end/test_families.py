@@ -80,4 +80,6 @@ def test_two_private_rounds_an_audit_and_a_bundle(federation: Federation, name: 
     if name in CONDITIONED:
         mask = next((federation.folder / "cohort-north").glob("*/*_tissue.nii.gz"))
         drawn += ["--condition", "M" if name == "conditional-vae" else mask]
-    federation.cli(*drawn, code=3 if audit["verdict"] == "BLOCK" else 0)
+    done = federation.cli(*drawn, code=3 if audit["verdict"] == "BLOCK" else 0)
+    if name == "pix2pix" and done.code == 0:
+        assert list((federation.folder / f"{name}-volumes").glob("*_mask.nii.gz"))

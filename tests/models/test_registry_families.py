@@ -6,7 +6,6 @@ import pytest
 import torch
 from families import NAMES, SHAPE, TINY, TOLD, batch_of, tiny, tiny_plan, told
 from voxfed.models.base import Condition
-from voxfed.models.fitting import fit
 from voxfed.models.registry import FAMILIES, check, schedule_of
 from voxfed.models.state import from_bytes, load_into, tensors_of, to_bytes
 from voxfed.privacy.inspection import inspect_family
@@ -100,14 +99,22 @@ def test_the_state_is_its_tensors(name: str) -> None:
         load_into(other, dict(list(tensors_of(family).items())[1:]))
 
 
-def test_a_few_steps_reduce_the_loss_of_every_stage(name: str) -> None:
-    """Each stage learns from phantoms: the first step's loss falls."""
+def test_a_few_turns_reduce_the_loss_of_every_step(name: str) -> None:
+    """Each step learns from balls while the others stand still, as its optimiser is set."""
     family, public = tiny(name), batch_of(name, 16)
-    for stage in family.stages:
-        settings = {"batch": 4, "learning_rate": 3e-3}
-        first = fit(family, stage, public, steps=1, generator=draws(1), **settings)
-        last = fit(family, stage, public, steps=60, generator=draws(2), **settings)
-        assert last < first
+    weights = dict(family.named_parameters())
+    for step in (s for stage in family.stages for s in family.steps(stage)):
+        given = public if step.reads_patients else None
+        moved = [weights[x] for x in step.parameters]
+        optimiser = torch.optim.Adam(moved, 3e-3, betas=step.decays)
+        before = step.loss(given, draws()).mean().item()
+        for seed in range(30):
+            optimiser.zero_grad()
+            step.loss(given, draws(10 + seed)).mean().backward(inputs=moved)
+            optimiser.step()
+        after = step.loss(given, draws()).mean().item()
+        # the least that was seen is 8 %, of VQ-GAN's critic; most fall by half
+        assert after < before - 0.05 * abs(before)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (9, 11, 13), (16, 8, 24)])

@@ -17,7 +17,7 @@ from voxfed.models.registry import FAMILIES
 CUBE = (8, 8, 8)
 LEAST_SSIM = 0.9
 FARTHEST = 0.5  # of the mean distance between two different volumes
-LEAST_MODES = 4  # of the eight, each the nearest to some of sixteen samples
+LEAST_MODES = 4  # of the eight, each the nearest to some of 32 samples
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ LESSONS = {
     "diffusion": Lesson(FLOW, (1000,), (8e-3,), CUBE, 32),
     "diffusion-2.5d": Lesson(FLOW, (1000,), (8e-3,), CUBE, 32),
     "wavelet-diffusion": Lesson(DENOISER, (1000,), (8e-3,), CUBE, 32),
-    "pixel-cnn": Lesson({"channels": 24}, (200,), (5e-3,), CUBE),
+    "pixel-cnn": Lesson({"channels": 24}, (400,), (5e-3,), CUBE),
 }
 DRAWN_TOO = ("vqvae", "vqgan", "vq-transformer", "latent-diffusion")
 """Families that reconstruct whose second stage can learn the eight too."""
@@ -116,9 +116,9 @@ def similarity(family: Reconstructs, public: Batch) -> float:
 
 
 def drawn(family: Family, public: Batch) -> tuple[float, int]:
-    """Return how near sixteen samples are, and to how many of the eight, as `nearest` has it."""
+    """Return how near 32 samples are, and to how many of the eight, as `nearest` has it."""
     draws = torch.Generator().manual_seed(2)
-    return nearest(family.sample(16, generator=draws), public.volumes)
+    return nearest(family.sample(32, generator=draws), public.volumes)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from voxfed.models.synthetic import write_synthetic
+from voxfed.models.synthetic import write_synthetic, write_told
 from voxfed.study.errors import ProcessError, VolumeError
 
 DIGEST = "0123456789abcdef" * 4
@@ -28,6 +28,17 @@ def test_header_and_sidecar_name_the_bundle(tmp_path: Path) -> None:
     assert sidecar["synthetic"] is True
     assert sidecar["bundle_sha256"] == DIGEST
     assert sidecar["spacing_mm"] == [1, 2, 3]
+
+
+def test_what_was_told_lies_beside_it(tmp_path: Path) -> None:
+    """A mask keeps its labels on the volume's own grid, so that the pair can train a segmenter."""
+    mask = np.arange(5 * 6 * 7).reshape(5, 6, 7) % 3
+    write_told(tmp_path / "a_mask.nii.gz", mask, SPACING)
+    write_synthetic(tmp_path / "a.nii.gz", VOLUME, SPACING, digest=DIGEST, told={"mask": "a_mask"})
+    pair = [nib.load(tmp_path / name) for name in ("a.nii.gz", "a_mask.nii.gz")]
+    np.testing.assert_array_equal(pair[0].affine, pair[1].affine)
+    np.testing.assert_array_equal(np.asarray(pair[1].dataobj), mask)
+    assert json.loads((tmp_path / "a.json").read_text())["told"] == {"mask": "a_mask"}
 
 
 def test_equal_volumes_give_equal_bytes(tmp_path: Path) -> None:

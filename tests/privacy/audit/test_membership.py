@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from voxfed.models.base import Batch
+from voxfed.models.base import Batch, Condition
 from voxfed.privacy.audit.membership import (
     EDGES,
     SCORES,
@@ -56,12 +56,28 @@ class Bound:
         return -batch.volumes.flatten(1).sum(1)
 
 
-class Critic:
-    """Finds bright volumes real."""
+class Critic(torch.nn.Module):
+    """Finds bright volumes real; its own samples have mean 0.25 and standard deviation 0.5.
 
+    Args:
+        zero: added to every score.
+        unit: every score is multiplied by it.
+    """
+
+    def __init__(self, zero: float = 0.0, unit: float = 1.0) -> None:
+        super().__init__()
+        self.zero, self.unit = torch.nn.Parameter(torch.tensor(zero)), unit
+
+    @torch.no_grad()
     def criticise(self, batch: Batch) -> Tensor:
-        """Return the mean."""
-        return batch.volumes.flatten(1).mean(1)
+        """Return the mean, on the critic's scale."""
+        return self.zero + self.unit * batch.volumes.flatten(1).mean(1)
+
+    def sample(self, n: int, *, condition: Condition, generator: torch.Generator) -> Tensor:
+        """Return volumes whose means have the stated moments."""
+        line = torch.linspace(-1, 1, n)
+        means = 0.25 + 0.5 * line / line.std()
+        return means.reshape(-1, 1, 1, 1, 1).expand(n, 1, 8, 8, 8)
 
 
 def scores(model: object, volumes: dict[str, list[np.ndarray]]) -> dict[str, float]:
@@ -131,7 +147,7 @@ def test_bins_rise_from_a_ten_thousandth_to_the_largest_error_there_can_be() -> 
         (Shift(0.125), "reconstruction", 0.125),
         (Denoiser(), "denoising", 0.5 * sum(TIMES) / len(TIMES)),
         (Bound(), "likelihood", np.exp(0.5)),
-        (Critic(), "critic", np.log1p(np.exp(-0.5))),
+        (Critic(), "critic", 1 - np.arctan(0.5) * 2 / np.pi),
     ],
 )
 def test_each_protocol_has_its_score(model: object, name: str, expected: float) -> None:
@@ -139,6 +155,15 @@ def test_each_protocol_has_its_score(model: object, name: str, expected: float) 
     assert score_of(model)[0] == name  # type: ignore[arg-type]
     assert name in SCORES
     assert scores(model, {"a": [scan(0.5)]})["a"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("zero", "unit"), [(10.0, 1.0), (-10.0, 1.0), (3.0, 100.0), (0.0, 0.01)])
+def test_a_critics_zero_and_unit_say_nothing(zero: float, unit: float) -> None:
+    """A Wasserstein critic may drift: a shift once moved every patient into one bin."""
+    people = {name: [scan(i / 10)] for i, name in enumerate("abcd")}
+    plain, drifted = scores(Critic(), people), scores(Critic(zero, unit), people)
+    assert drifted == pytest.approx(plain, rel=1e-4)
+    assert len(set(plain.values())) == 4
 
 
 def test_a_family_that_offers_nothing_is_refused() -> None:

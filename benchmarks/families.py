@@ -74,22 +74,24 @@ def copies(samples: Volumes, train: Volumes, test: Volumes) -> float:
 def measure(
     name: str, cohort: Cohort, extractor: Extractor, folds: int, seconds: float
 ) -> dict[str, Any]:
-    """Return the row of a family or a baseline; one that fails is a row that says so."""
+    """Return the row of a family or a baseline; a family that fails is a row that says so."""
     figures: list[list[Figure]] = []
     costs: list[dict[str, float]] = []
     chances = []
     for fold in range(folds):
         train, test = cohort.fold(fold)
-        if name in (PCA, COPIES):
-            samples, cost = baseline(name, train, fold), {}
-        else:
-            try:
+        try:
+            if name in (PCA, COPIES):
+                samples, cost = baseline(name, train, fold), {}
+            else:
                 samples, cost = run_alone(Job(name, train, seconds / folds, SAMPLES))
-            except VoxfedError as fault:
-                return {"case": name, "failed": fault.message}
-        figures.append(judge(extractor, train, test, samples))
-        costs.append(cost)
-        chances.append(copies(samples, train, test))
+            figures.append(judge(extractor, train, test, samples))
+            costs.append(cost)
+            chances.append(copies(samples, train, test))
+        except (VoxfedError, RuntimeError) as fault:  # the latter where memory ran out
+            if name in (PCA, COPIES):
+                raise
+            return {"case": name, "failed": str(fault).partition("\n")[0]}
     row: dict[str, Any] = {"case": name, "figures": mean_figures(figures)}
     row |= {key: statistics.mean(cost[key] for cost in costs) for key in costs[0]}
     condemned = min(chances) <= FALSE_ALARM / (2 * folds)
@@ -137,7 +139,8 @@ def show(row: dict[str, Any]) -> str:
     )
     shares = "".join(f"{found[x]['value']:>6.2f}" for x in ("precision", "recall", "density"))
     beside = "".join(
-        f"{found[x]['value']:>8.2f} ({found[x]['real']:.2f})" for x in ("MS-SSIM", "FID")
+        f"{found[x]['value']:>8.2f} ({found[x]['real']:.2f})"
+        for x in ("MS-SSIM between samples", "FID")
     )
     text = f"{row['case']:<18}{kid:>22}{coverage:>20}{shares}{beside}{row['copies']:>7}"
     if "steps" in row:

@@ -11,11 +11,11 @@ import torch
 
 from ..base import Batch, Family, joined
 from ..conditioning import conditioning_of
-from . import distances, neighbours, similarity
+from . import distances, neighbours
 from .adherence import PAIRS, Visits, anatomy, translations
 from .drawing import Drawn, draw
 from .features import Extractor
-from .intervals import LEAST, Better, Figure, Rows, Statistic, average, compare
+from .intervals import LEAST, Better, Figure, Rows, Statistic, average, compare, diversity
 from .segmentation import Spacing
 from .utility import utility
 
@@ -25,22 +25,23 @@ BINS = 32
 LEAST_OF_A_GROUP = 20
 LEAST_LEFT = 5
 """Patients that may stay unnamed beside given groups: fewer could be told by the difference."""
-PAIRED = 32
-"""Volumes whose pairs are compared by MS-SSIM."""
 
 Groups = Mapping[str, Collection[str]]
 Reader = Callable[[str], Sequence[Batch]]
 
-DISTRIBUTION: tuple[tuple[str, Statistic, Better], ...] = (
-    ("FID", distances.fid, "lower"),
-    ("KID", distances.kid, "lower"),
-    ("MMD", distances.mmd, "lower"),
-    ("precision", neighbours.precision, "higher"),
-    ("recall", neighbours.recall, "higher"),
-    ("density", neighbours.density, "higher"),
-    ("coverage", neighbours.coverage, "higher"),
-    ("rarity", neighbours.rarity, "as real"),
+DISTRIBUTION: tuple[tuple[str, Statistic, Better, tuple[float, float]], ...] = (
+    ("FID", distances.fid, "lower", (0, np.inf)),
+    ("KID", distances.kid, "lower", (-np.inf, np.inf)),
+    ("MMD", distances.mmd, "lower", (-np.inf, np.inf)),
+    ("precision", neighbours.precision, "higher", (0, 1)),
+    ("recall", neighbours.recall, "higher", (0, 1)),
+    ("density", neighbours.density, "higher", (0, np.inf)),
+    ("coverage", neighbours.coverage, "higher", (0, 1)),
+    ("rarity", neighbours.rarity, "as real", (0, np.inf)),
 )
+"""Each figure's name, what computes it, which way is better, and its least and largest value."""
+COSINE = 0, 2
+"""The least and the largest cosine distance."""
 
 
 @dataclass(frozen=True)
@@ -119,16 +120,18 @@ def evaluate(
     )
     generator = np.random.default_rng(seed)
     found = {EVERYBODY: _figures(measured, cohort.held_out, cohort.members, generator)}
-    found[EVERYBODY] += _diversity(drawn, cohort, generator)
+    real = [
+        torch.cat([batch.volumes for batch in cohort.read(name)]).cpu().numpy()
+        for name in cohort.held_out
+    ]
+    found[EVERYBODY].append(diversity(real, drawn.array, generator=generator))
     found[EVERYBODY] += _learned(family, drawn, visits, cohort, seed)
     for groups in cohort.strata.values():
         found |= _by_group(measured, cohort, groups, generator)
     return Evaluation(
         figures=found,
         samples=intensities([drawn.array]),
-        held_out=intensities(
-            [np.stack([x.volumes.cpu().numpy() for x in cohort.read(p)]) for p in cohort.held_out]
-        ),
+        held_out=intensities(real),
     )
 
 
@@ -217,43 +220,23 @@ def _figures(
     others = [measured.patients[name] for name in members] if len(members) >= LEAST else []
     wanted = [(*figure, real, others) for figure in DISTRIBUTION]
     nearest = neighbours.average_minimum_cosine_distance
-    wanted.append(("cosine distance to held-out", nearest, "as real", real, others))
+    wanted.append(("cosine distance to held-out", nearest, "as real", COSINE, real, others))
     if others:
-        wanted.append(("cosine distance to members", nearest, "as real", others, real))
+        wanted.append(("cosine distance to members", nearest, "as real", COSINE, others, real))
     found: list[Figure | None] = [
         compare(
-            name, statistic, first, measured.samples, second, better=better, generator=generator
+            name,
+            statistic,
+            first,
+            measured.samples,
+            second,
+            better=better,
+            limits=limits,
+            generator=generator,
         )
-        for name, statistic, better, first, second in wanted
+        for name, statistic, better, limits, first, second in wanted
     ]
     for name, _, better in PAIRS:
         values = [measured.pairs.get(name, {}).get(patient, []) for patient in held_out]
         found.append(average(name, values, better=better, generator=generator))
     return [figure for figure in found if figure is not None]
-
-
-def _diversity(drawn: Drawn, cohort: Cohort, generator: np.random.Generator) -> list[Figure]:
-    """Return the mean MS-SSIM between samples, beside that between held-out patients."""
-    samples = drawn.array[:PAIRED]
-    real = [cohort.read(name)[0].volumes.cpu().numpy() for name in cohort.held_out[:PAIRED]]
-    alike = [similarity.ms_ssim(group) for group in (samples, np.concatenate(real))]
-    table = np.full((len(samples) + len(real),) * 2, np.nan)
-    table[: len(samples), : len(samples)] = alike[0]
-    table[len(samples) :, len(samples) :] = alike[1]
-
-    def mean_of_pairs(_: Rows, rows: Rows) -> float:
-        within = table[np.ix_(rows[:, 0], rows[:, 0])]
-        return float(within[~np.eye(len(within), dtype=bool)].mean())
-
-    numbers = np.arange(len(table))[:, None]
-    patients = list(numbers[len(samples) :, None])
-    figure = compare(
-        "MS-SSIM between samples",
-        mean_of_pairs,
-        patients,
-        numbers[: len(samples)],
-        patients,
-        better="as real",
-        generator=generator,
-    )
-    return [figure] if figure else []

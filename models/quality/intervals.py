@@ -18,6 +18,8 @@ Better = Literal["higher", "lower", "as real"]
 
 LEAST = 8
 """Patients, and samples, below which no set is judged: half of them still have neighbours."""
+FEWEST = 5
+"""Patients below which no mean over them is told."""
 MOST_PAIRED = 32
 DRAWS = 200
 MEANS = 20
@@ -76,7 +78,7 @@ def compare(
         synthetic: (m, F), m `LEAST` or more.
         others: patients that are not in `real`, for real against real.
         better: which way is better.
-        limits: the least and the largest value that the figure can take; they cut the interval.
+        limits: the least and the largest value of the figure; they cut it and its interval.
         generator: of all draws.
 
     Raises:
@@ -91,7 +93,7 @@ def compare(
             statistic(_draw(real, number, generator), _draw(second, number, generator))
             for _ in range(times)
         ]
-        return np.array([figure for figure in figures if figure is not None])
+        return np.clip([figure for figure in figures if figure is not None], *limits)
 
     whole, halves = drawn(samples, n, MEANS), drawn(samples, n // 2, DRAWS)
     if not len(whole) or not len(halves):
@@ -125,7 +127,9 @@ def diversity(real: Sequence[Rows], synthetic: Rows, *, generator: np.random.Gen
     means = np.array([_mean_of_pairs(among[np.ix_(half, half)]) for half in halves])
     value = _mean_of_pairs(among)
     low, high = np.clip(_interval(value, means), 0, 1).tolist()
-    return Figure("MS-SSIM", value, low, high, n, _mean_of_pairs(between), "as real")
+    return Figure(
+        "MS-SSIM between samples", value, low, high, n, _mean_of_pairs(between), "as real"
+    )
 
 
 def average(
@@ -135,7 +139,7 @@ def average(
     better: Better,
     generator: np.random.Generator,
 ) -> Figure | None:
-    """Return the mean over patients of each one's mean, or None where no patient has a value.
+    """Return the mean over patients of each one's mean, or None where fewer than `FEWEST` have one.
 
     The interval is the percentile bootstrap over patients (Efron 1979), 1000 draws.
 
@@ -146,7 +150,7 @@ def average(
         generator: of all draws.
     """
     means = np.array([np.mean(values) for values in patients if len(values)])
-    if not len(means):
+    if len(means) < FEWEST:
         return None
     drawn = generator.choice(means, (1000, len(means))).mean(axis=1)
     low, high = np.percentile(drawn, LEVEL).tolist()

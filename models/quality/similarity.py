@@ -18,6 +18,8 @@ DATA_RANGE = 2.0
 WINDOW = 11
 SIGMA = 1.5
 STABILITY = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
+LEAST_ERROR = 1e-10
+"""Mean square below which PSNR rises no more."""
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of five scales, from the finest (Wang, Simoncelli and Bovik 2003)."""
 
@@ -37,14 +39,14 @@ def mae(found: Volumes, expected: Volumes) -> Numbers:
 
 
 def psnr(found: Volumes, expected: Volumes) -> Numbers:
-    """Return the peak signal-to-noise ratio of each pair, (n,), in dB; equal volumes give inf.
+    """Return the peak signal-to-noise ratio of each pair, (n,), in dB, at most 106.
 
-    The peak is the range of [-1, 1], which is 2. Arguments and errors as in `mae`.
+    The peak is the range of [-1, 1], which is 2. The mean square error counts as `LEAST_ERROR` or
+    more, so that equal volumes have a number too. Arguments and errors as in `mae`.
     """
     _check_pairs(found, expected)
     errors = np.square(_flat(found) - _flat(expected)).mean(axis=1)
-    with np.errstate(divide="ignore"):
-        return np.asarray(10 * np.log10(DATA_RANGE**2 / errors))
+    return np.asarray(10 * np.log10(DATA_RANGE**2 / np.maximum(errors, LEAST_ERROR)))
 
 
 def ssim(found: Volumes, expected: Volumes) -> Numbers:

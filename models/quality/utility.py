@@ -15,12 +15,14 @@ from torch import Tensor
 from ...study.errors import UsageError
 from ..base import Batch
 from .downstream import segment, train_classifier, train_segmenter
-from .intervals import LEVEL, Figure, average
+from .intervals import FEWEST, LEVEL, Figure, average
 from .segmentation import dice
 
 STEPS = 150
 REPEATS = 3
 DRAWS = 400
+LEAST_DRAWS = 40
+"""Of these, with every class: fewer have no percentiles of 2.5."""
 
 Scores = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -69,7 +71,8 @@ def utility(
     Returns:
         Six figures for labels, three for masks, in the order real, synthetic, both. None where
         the volumes have neither, or all of the test has one label or no structure: then there is
-        nothing to read, and no utility.
+        nothing to read, and no utility. None either where the test has fewer than `FEWEST`
+        patients, or classes so rare that a bootstrap hardly ever draws them all.
 
     Raises:
         UsageError: a set is empty, one lacks the labels or masks that another has, or `patients`
@@ -83,7 +86,7 @@ def utility(
         )
     labels, masks = _told("label", sets), _told("mask", sets)
     told = labels or masks
-    if not told or len(told[2].unique()) < 2:
+    if not told or len(told[2].unique()) < 2 or len(set(patients)) < FEWEST:
         return ()
     ways = {
         "real only": (real.volumes, told[0]),
@@ -147,11 +150,12 @@ def _of_classes(trial: _Trial) -> tuple[Figure, ...]:
                 logits = torch.cat([network(one[None]) for one in trial.volumes])
             scores[way].append(logits.softmax(1).double().cpu().numpy())
     draws = _draws_of(trial.generator)
-    return tuple(
+    figures = [
         _figure(f"{name}, {way}", statistic, scores[way], trial, draws)
         for name, statistic in (("balanced accuracy", balanced_accuracy), ("AUC", area_under_curve))
         for way in trial.ways
-    )
+    ]
+    return tuple(figure for figure in figures if figure is not None)
 
 
 def _of_masks(trial: _Trial) -> tuple[Figure, ...]:
@@ -181,10 +185,11 @@ def _figure(
     scores: Sequence[Scores],
     trial: _Trial,
     draws: np.random.Generator,
-) -> Figure:
+) -> Figure | None:
     """Return the mean over repeats, with the percentile bootstrap over patients (Efron 1979).
 
-    A draw that misses a class says nothing of it, and is left out.
+    A draw that misses a class says nothing of it, and is left out; None where fewer than
+    `LEAST_DRAWS` are left.
     """
     labels = trial.truth.cpu().numpy()
     classes = len(np.unique(labels))
@@ -195,8 +200,10 @@ def _figure(
         chosen = [i for drawn in draws.integers(len(names), size=len(names)) for i in owned[drawn]]
         if len(np.unique(labels[chosen])) == classes:
             values.append(np.mean([statistic(each[chosen], labels[chosen]) for each in scores]))
+    if len(values) < LEAST_DRAWS:
+        return None
     value = float(np.mean([statistic(each, labels) for each in scores]))
-    low, high = np.percentile(values, LEVEL).tolist() if values else (value, value)
+    low, high = np.percentile(values, LEVEL).tolist()
     return Figure(name, value, low, high, len(names), None, "higher")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from families import balls
 from torch import Tensor
 from voxfed.models.base import NO_CONDITION, Batch, Condition, Family
 from voxfed.models.conditioning import Conditioning
-from voxfed.models.quality import similarity
+from voxfed.models.quality import adherence, evaluation, similarity
 from voxfed.models.quality.contrast import draw_phantoms
 from voxfed.models.quality.drawing import Drawn
 from voxfed.models.quality.encoder import Encoder
@@ -25,6 +25,7 @@ from voxfed.models.quality.evaluation import (
     told_and_tested,
 )
 from voxfed.models.quality.features import Extractor, contrastive
+from voxfed.models.quality.utility import utility
 from voxfed.study.errors import UsageError
 
 SHAPE = (16, 16, 16)
@@ -173,6 +174,36 @@ def test_groups_are_compared_at_one_n() -> None:
     assert gap[0] == pytest.approx(gap[1], rel=0.5), "real against real hardly differs"
 
 
+@pytest.mark.parametrize(("members", "told"), [(7, False), (8, True)])
+def test_too_few_members_of_a_group_give_no_real_against_real(members: int, told: bool) -> None:
+    """Of no group of the attribute then, or the one's n would differ from the other's."""
+    few = {*NAMES[0:50:2], *NAMES[1 : 2 * members : 2]}
+    strata = {"sex": {"sex F": few, "sex M": NAMES[50:90]}}
+    found = evaluate(
+        Drawer(phantoms(30, 9)), extractor(), cohort(strata, patients=90), samples=30, seed=5
+    )
+    for group in ("sex F", "sex M"):
+        rows = {figure.name: figure for figure in found.figures[group]}
+        assert {figure.real is not None for figure in rows.values()} == {told}
+        assert {figure.n for figure in rows.values()} == {8 if told else 20}
+        assert ("cosine distance to members" in rows) == told
+
+
+def test_no_interval_leaves_what_a_figure_can_be() -> None:
+    """Copies of the held-out patients lie at the limits, where halves moved would cross them."""
+    found = figures(Drawer(phantoms(len(NAMES), 3)[0:24:2]))
+    limits = {
+        **dict.fromkeys(("precision", "recall", "coverage", "MS-SSIM between samples"), (0, 1)),
+        **dict.fromkeys(("FID", "density", "rarity"), (0, np.inf)),
+        **dict.fromkeys(("cosine distance to held-out", "cosine distance to members"), (0, 2)),
+    }
+    for name, (least, most) in limits.items():
+        assert least <= found[name].low <= found[name].high <= most, name
+        assert least <= found[name].value <= most, name
+    assert found["coverage"].high == 1
+    assert found["FID"].low == 0
+
+
 def test_intensities_are_shares_in_which_each_patient_counts_alike() -> None:
     """A patient with many volumes does not stand for the hospital; by hand and in all."""
     black, half = np.full((3, 1, 2), -1.0, np.float32), np.array([[-1.0, 0.99]], np.float32)
@@ -202,6 +233,25 @@ def test_what_is_tested_was_not_told(apart: bool) -> None:
     assert tested == ([2, 3, 6, 7] if apart else list(range(10)))
     assert patients == [f"patient-{number // 2}" for number in tested]
     assert torch.equal(synthetic.volumes, volumes[told])
+
+
+@pytest.mark.parametrize(("kind", "tested"), [("mask", 8), ("class", 16)])
+def test_masks_are_told_of_some_patients_and_tested_on_others(
+    kind: str, tested: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask tells of the volume that it was drawn on; a class does not, and all are tested."""
+    monkeypatch.setattr(adherence, "STEPS", 1)
+    monkeypatch.setattr(evaluation, "utility", partial(utility, steps=1, repeats=1))
+    volumes = phantoms(len(NAMES), 3)
+    table = {}
+    for number, (name, x) in enumerate(zip(NAMES, volumes, strict=True)):
+        label, mask = torch.tensor([number // 2 % 2]), (x[None] > 0).long()
+        told = Condition(label=label) if kind == "class" else Condition(mask=mask)
+        table[name] = [Batch(x[None], told)]
+    site = Cohort(table.__getitem__, NAMES[0:32:2], NAMES[1:32:2], {}, (1.0, 1.0, 1.0))
+    found = evaluate(Drawer(volumes, kind=kind), extractor(), site, samples=16, seed=5)
+    learned = "Dice, both" if kind == "mask" else "AUC, both"
+    assert {x.name: x.n for x in found.figures["all"]}[learned] == tested
 
 
 @pytest.mark.slow

@@ -68,9 +68,19 @@ def test_averages_hold_the_truth() -> None:
 def test_averages_weigh_patients_alike() -> None:
     """A patient with many volumes counts once, one without a value not at all."""
     generator = np.random.default_rng(0)
-    figure = average("x", [[1.0] * 9, [3.0], []], better="higher", generator=generator)
-    assert figure == Figure("x", 2.0, 1.0, 3.0, 2, None, "higher")
-    assert average("x", [[], []], better="higher", generator=generator) is None
+    patients = [[1.0] * 9, [1.0], [3.0], [], [3.0], [3.0], [1.0]]
+    figure = average("x", patients, better="higher", generator=generator)
+    assert figure is not None
+    assert (figure.value, figure.n, figure.real) == (2.0, 6, None)
+    assert 1.0 <= figure.low < 2.0 < figure.high <= 3.0
+
+
+def test_no_mean_of_a_few_patients_is_told() -> None:
+    """Four patients carry no mean, though a fifth without a value stands beside them."""
+    generator = np.random.default_rng(0)
+    patients = [[float(n)] * 3 for n in range(5)]
+    assert average("x", patients, better="higher", generator=generator) is not None
+    assert average("x", [*patients[:4], []], better="higher", generator=generator) is None
 
 
 def test_real_against_real_is_told_at_the_same_n() -> None:

@@ -97,9 +97,9 @@ def test_right_masks_help_and_shuffled_masks_do_not() -> None:
 
 def test_figures_repeat() -> None:
     """The same generator gives the same figures to the last digit."""
-    some = told(bodies(4, 1), "label")
+    some = told(bodies(6, 1), "label")
     first, second = (
-        utility(some, some, some, ["a", "b", "c", "d"], steps=2, repeats=1, generator=draws())
+        utility(some, some, some, list("abcdef"), steps=2, repeats=1, generator=draws())
         for _ in range(2)
     )
     assert first == second
@@ -108,15 +108,50 @@ def test_figures_repeat() -> None:
 
 def test_without_labels_there_is_no_utility() -> None:
     """An unconditional model's volumes have nothing to be read from them."""
-    some = told(bodies(4, 0))
-    assert utility(some, some, some, ["a", "b", "c", "d"], generator=draws()) == ()
+    some = told(bodies(6, 0))
+    assert utility(some, some, some, list("abcdef"), generator=draws()) == ()
 
 
 def test_a_test_of_one_class_has_no_utility() -> None:
     """Whoever always says the one class would be right: no figure is better than that one."""
-    some = told(bodies(4, 0), "label")
-    one = replace(some, condition=Condition(label=torch.ones(4, dtype=torch.int64)))
-    assert utility(some, some, one, ["a", "b", "c", "d"], generator=draws()) == ()
+    some = told(bodies(6, 0), "label")
+    one = replace(some, condition=Condition(label=torch.ones(6, dtype=torch.int64)))
+    assert utility(some, some, one, list("abcdef"), generator=draws()) == ()
+
+
+@pytest.mark.parametrize("kind", ["label", "mask"])
+def test_a_test_of_four_patients_has_no_utility(kind: str) -> None:
+    """However many volumes they have: the patients are what the interval is over."""
+    some = told(bodies(10, 0), kind)
+    found = [
+        utility(some, some, some, list(names), steps=1, repeats=1, generator=draws())
+        for names in ("abcdabcdab", "abcdeabcde")
+    ]
+    assert [len(figures) for figures in found] == [0, 6 if kind == "label" else 3]
+
+
+def test_classes_that_no_draw_holds_together_have_no_utility() -> None:
+    """Sixteen patients of sixteen classes: a value without an interval would pass for certain."""
+    some = replace(bodies(16, 0), condition=Condition(label=torch.arange(16)))
+    patients = [f"patient-{number}" for number in range(16)]
+    assert utility(some, some, some, patients, steps=1, repeats=1, generator=draws()) == ()
+
+
+def test_a_draw_of_a_patient_is_of_all_its_volumes() -> None:
+    """Each volume three times over changes no interval; each patient has both labels."""
+    some, test = told(bodies(4, 1), "label"), told(bodies(16, 2), "label")
+    found = []
+    for times in (1, 3):
+        volumes = test.volumes.repeat(times, 1, 1, 1, 1)
+        assert test.condition.label is not None
+        again = Batch(volumes, Condition(label=test.condition.label.repeat(times)))
+        patients = [f"patient-{number // 2}" for number in range(16)] * times
+        figures = utility(some, some, again, patients, steps=5, repeats=1, generator=draws())
+        found.append([number for x in figures for number in (x.value, x.low, x.high)])
+        assert {figure.n for figure in figures} == {8}
+    assert len(found[0]) == 18
+    assert found[0] == pytest.approx(found[1])
+    assert any(low < high for low, high in zip(found[0][1::3], found[0][2::3], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from ..client.socket import exchange
 from ..models.registry import check
 from ..privacy import commands as officer_commands
 from ..privacy.audit.report import AuditReport
+from ..privacy.decision import warnings_of
 from ..server import commands as server_commands
 from ..server import release_commands, study_commands
 from ..server.coordinator import Coordinator
@@ -32,6 +34,8 @@ from .plans import BASE, FAMILY, open_plan, overtrained_plan, private_plan
 from .result import SAMPLES, Tour, show_result
 
 MARKER = ".voxfed-demo"
+OFFICERS = ("ada", "ben")
+REASON = "a demonstration: small cohorts, nothing leaves this machine"
 
 
 def run_demo(folder: Path, *, data: Path | None, family: str, private: bool) -> None:
@@ -88,14 +92,15 @@ def _set_up(folder: Path, data: Path | None, family: str, private: bool, began: 
     _headline("the public base", "fitted to other phantoms; no hospital is asked")
     with progress("public base") as shown:
         base = public_base(folder / "public", sketch, shown)
-    _headline("the folders", "keys for the coordinator, the officer and each hospital")
+    _headline("the folders", "keys for the coordinator, the officers and each hospital")
     coordinator = folder / "coordinator"
     server_commands.init(
         "university", "127.0.0.1", folder=coordinator, host="127.0.0.1", port=free_port()
     )
-    officer_commands.init(folder / "officer", "ada")
-    console.print("  in this demonstration the officer's key lies on the same machine")
-    server_commands.enroll(coordinator, site=None, officer=folder / "officer/officer.card.json")
+    for name in OFFICERS:
+        officer_commands.init(folder / name, name)
+        server_commands.enroll(coordinator, site=None, officer=folder / name / "officer.card.json")
+    console.print("  in this demonstration the officers' keys lie on the same machine")
     sites = {name: _hospital(folder, name, cohorts) for name in NAMES}
     plans = []
     for text, weights in (
@@ -185,19 +190,18 @@ def _finding(finding: Any) -> str:
 
 
 def _decide(tour: Tour, bundles: dict[str, Path], reports: dict[str, AuditReport]) -> None:
-    _headline("the officer", "signs or rejects on a machine of their own")
-    for name, bundle in bundles.items():
-        decision = tour.folder / f"{name}.decision.json"
-        blocked = reports[name].verdict.value == "BLOCK"
-        reason = "a demonstration: small cohorts, nothing leaves this machine"
-        officer = tour.folder / "officer"
+    _headline("the officers", "sign or reject, each on a machine of their own")
+    for (name, bundle), officer in itertools.product(bundles.items(), OFFICERS):
+        decision = tour.folder / f"{name}.{officer}.json"
+        report, place, cards = reports[name], tour.folder / officer, _cards(tour)
+        reasons = [f"{rule}={REASON}" for rule in warnings_of(report.findings)]
         try:
-            officer_commands.approve(bundle, officer, decision, reason, _cards(tour))
+            officer_commands.approve(bundle, place, decision, reasons, cards)
         except Refusal as fault:
             console.print(f"  [red]{name}: {escape(fault.message)}[/]")
-            officer_commands.reject(bundle, officer, decision, "the audit blocks it", _cards(tour))
+            officer_commands.reject(bundle, place, decision, "the audit blocks it", cards)
         else:
-            if blocked:
+            if report.verdict.value == "BLOCK":
                 raise VerificationError(f"a blocked release of {name} was approved")
         release_commands.release_add(bundle, decision, tour.coordinator.folder)
     _verify(tour, bundles[tour.main.name])
@@ -246,7 +250,7 @@ def _cards(tour: Tour) -> list[Path]:
     sites = [s.worker / "keys" / "site.card.json" for s in tour.federation.sites.values()]
     return [
         tour.coordinator.folder / "coordinator.card.json",
-        tour.folder / "officer" / "officer.card.json",
+        *(tour.folder / name / "officer.card.json" for name in OFFICERS),
         *sites,
     ]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -41,6 +42,9 @@ Cards = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file for the signed decision.")]
 Reason = Annotated[str, typer.Option(help="Why, in your words; it is kept for good.")]
+Reasons = Annotated[
+    list[str], typer.Option("--reason", help='Why a warning may pass: "RULE=your words". Repeat.')
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
@@ -115,12 +119,28 @@ def approve(
     bundle: Bundle,
     folder: Folder,
     output: Output,
-    reason: Reason = "",
-    card: Cards = [],  # noqa: B006, typer copies it
+    reason: Reasons = [],  # noqa: B006, typer copies it
+    card: Cards = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Sign that a release may leave; a BLOCK cannot be approved, a WARN needs a reason."""
-    _decide("approve", bundle, folder, output, reason, card, as_json=as_json)
+    """Sign that a release may leave; a BLOCK cannot be approved, each WARN needs a reason.
+
+    Reasons that are not given are asked for on the terminal.
+    """
+    from .bundle import bundle_digest
+    from .decision import sign_approval, warnings_of
+
+    report, told = _examined(bundle, card, output), _told(reason)
+    if not as_json and sys.stdin.isatty() and report.verdict.value != "BLOCK":
+        for rule in warnings_of(report.findings):
+            detail = next(found.detail for found in report.findings if found.rule == rule)
+            told[rule] = told.get(rule) or typer.prompt(f"{rule}: {detail}\nyour reason")
+    name, key = _officer(folder)
+    envelope = sign_approval(
+        bundle_digest(bundle), report.findings, officer=name, reasons=told, key=key
+    )
+    write(output, envelope)
+    _show_decision(report, name, "approve", output, checked=bool(card), as_json=as_json)
 
 
 @release.command("reject")
@@ -133,16 +153,37 @@ def reject(
     as_json: AsJson = False,
 ) -> None:
     """Sign that a release must not leave."""
-    _decide("reject", bundle, folder, output, reason, card, as_json=as_json)
+    from .bundle import bundle_digest
+    from .decision import sign_rejection
+
+    report = _examined(bundle, card, output)
+    name, key = _officer(folder)
+    envelope = sign_rejection(bundle_digest(bundle), officer=name, reason=reason, key=key)
+    write(output, envelope)
+    _show_decision(report, name, "reject", output, checked=bool(card), as_json=as_json)
 
 
 @release.command("verify")
-def verify(bundle: Bundle, card: Cards, as_json: AsJson = False) -> None:
+def verify(
+    bundle: Bundle,
+    card: Cards,
+    revoked: Annotated[
+        list[Path], typer.Option(help="A revocation from the coordinator. Repeat it.")
+    ] = [],  # noqa: B006, typer copies it
+    as_json: AsJson = False,
+) -> None:
     """Check a bundle offline against the cards; the first thing that is wrong is named."""
+    from .bundle import content_of
     from .verification import verify as verify_bundle
 
     coordinator, officers, sites = _keys(card)
-    found = verify_bundle(bundle, coordinator=coordinator, officers=officers, sites=sites)
+    found = verify_bundle(
+        bundle,
+        coordinator=coordinator,
+        officers=officers,
+        sites=sites,
+        revocations={str(path): content_of(path) for path in revoked},
+    )
     if as_json:
         _print_json({"verified": True, **dataclasses.asdict(found)})
         return
@@ -150,49 +191,52 @@ def verify(bundle: Bundle, card: Cards, as_json: AsJson = False) -> None:
     colour = COLOURS[found.verdict]
     console.print(f"[bold {colour}]verified: {found.verdict.value}[/] study {found.study}")
     console.print(f"replies checked of {', '.join(found.sites) or 'no site'}")
-    for name, reason in found.approvals.items():
-        console.print(f"approved by {name}: {reason or 'no reason needed'}", markup=False)
+    for name, reasons in found.approvals.items():
+        console.print(f"approved by {name}", markup=False)
+        for rule, reason in reasons.items():
+            console.print(f"  {rule}: {reason}", markup=False)
     console.print(f"weights sha256 {found.weights_digest}", soft_wrap=True)
 
 
-def _decide(
-    decision: Literal["approve", "reject"],
-    bundle: Path,
-    folder: Path,
-    output: Path,
-    reason: str,
-    cards: Sequence[Path],
-    *,
-    as_json: bool,
-) -> None:
-    from .bundle import bundle_digest
-    from .decision import sign_decision
+def _examined(bundle: Path, cards: Sequence[Path], output: Path) -> AuditReport:
+    """Returns the report of a bundle, its signatures checked where cards are given."""
     from .verification import check_whole, examine
 
     if output.exists():
         raise UsageError(f"{output} exists already", hint="a decision is never overwritten")
-    if cards:
-        coordinator, _, sites = _keys(cards)
-        report = examine(bundle, coordinator=coordinator, sites=sites)
-    else:
-        report = check_whole(bundle)
+    if not cards:
+        return check_whole(bundle)
+    coordinator, _, sites = _keys(cards)
+    return examine(bundle, coordinator=coordinator, sites=sites)
+
+
+def _told(words: Sequence[str]) -> dict[str, str]:
+    """Returns the reason for each rule, from "RULE=reason"."""
+    parts = [word.partition("=") for word in words]
+    if any(not rule.strip() or not equals for rule, equals, _ in parts):
+        raise UsageError(
+            "a reason does not say for which warning",
+            got=", ".join(words),
+            expected='--reason "RULE=your words"',
+            hint="`voxfed audit show` lists the rules",
+        )
+    return {rule.strip(): reason for rule, _, reason in parts}
+
+
+def _officer(folder: Path) -> tuple[str, SigningKey]:
     name = Card.read(_card_file(folder)).name
-    key = SigningKey.read(_key_file(folder), _passphrase(new=False))
-    envelope = sign_decision(
-        bundle_digest(bundle),
-        report.findings,
-        officer=name,
-        decision=decision,
-        reason=reason,
-        key=key,
-    )
-    write(output, envelope)
+    return name, SigningKey.read(_key_file(folder), _passphrase(new=False))
+
+
+def _show_decision(
+    report: AuditReport, officer: str, decision: str, output: Path, *, checked: bool, as_json: bool
+) -> None:
     facts = {
         "decision": decision,
-        "officer": name,
+        "officer": officer,
         "study": report.study,
         "verdict": report.verdict.value,
-        "signatures_checked": bool(cards),
+        "signatures_checked": checked,
         "file": str(output),
         "sha256": digest(output),
     }
@@ -200,8 +244,8 @@ def _decide(
         _print_json(facts)
         return
     console = Console()
-    console.print(f"{name} signed: {decision} {report.study} ({report.verdict.value})")
-    if not cards:
+    console.print(f"{officer} signed: {decision} {report.study} ({report.verdict.value})")
+    if not checked:
         console.print("no signature was checked: name the cards with --card to check them")
     console.print(f"send {output} to the coordinator, who adds it to the bundle")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +17,7 @@ from .release import Finding, Verdict
 ATTESTATION = "attestation.dsse.json"
 DECISION_TYPE = "https://voxfed.org/decision/v1"
 LONGEST_REASON = 2000
+Reason = Annotated[str, Field(max_length=LONGEST_REASON)]
 
 
 class Decision(BaseModel):
@@ -24,63 +26,80 @@ class Decision(BaseModel):
     Attributes:
         officer: the officer's name.
         decision: approve or reject.
-        reason: in the officer's words; every warning approved rests on it.
-        warnings: the rules whose WARN the officer saw.
+        reason: of a rejection, in the officer's words.
+        reasons: of an approval, one for each rule that warns: why the model may leave all the same.
         decided: UTC, as in ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     officer: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     decision: Literal["approve", "reject"]
-    reason: str = Field(max_length=LONGEST_REASON)
-    warnings: tuple[str, ...]
+    reason: Reason = ""
+    reasons: dict[str, Reason] = Field(default_factory=dict, max_length=64)
     decided: str
 
 
-def sign_decision(
+def sign_approval(
     attestation_digest: Digest,
-    findings: tuple[Finding, ...],
+    findings: Sequence[Finding],
     *,
     officer: str,
-    decision: Literal["approve", "reject"],
-    reason: str,
+    reasons: Mapping[str, str],
     key: SigningKey,
 ) -> bytes:
-    """Returns the decision in a DSSE envelope whose subject is the attestation.
+    """Returns an approval in a DSSE envelope whose subject is the attestation.
+
+    Args:
+        attestation_digest: SHA-256 of the release's attestation.
+        findings: of the release's audit.
+        officer: the officer's name.
+        reasons: for each rule that warns, why the model may leave all the same.
+        key: the officer's.
 
     Raises:
-        Refusal: approval of a release that a rule blocks, or of a WARN without a reason.
-        UsageError: a rejection without a reason, or a reason too long.
+        Refusal: a rule blocks the release, or a WARN is left without a reason.
+        UsageError: a reason is too long, or for a rule that does not warn.
     """
-    reason = reason.strip()
     blocked = [finding for finding in findings if finding.verdict is Verdict.BLOCK]
-    warned = tuple(finding.rule for finding in findings if finding.verdict is Verdict.WARN)
-    if len(reason) > LONGEST_REASON:
-        raise UsageError(
-            "the reason is too long", got=len(reason), expected=f"{LONGEST_REASON} characters"
-        )
-    if decision == "approve" and blocked:
+    if blocked:
         raise Refusal(
             f"this release is blocked by the rule '{blocked[0].rule}': {blocked[0].detail}",
             hint="reject it; no officer can approve a blocked release",
         )
-    if decision == "approve" and warned and not reason:
-        raise Refusal(
-            f"a WARN needs your reason: {', '.join(warned)}",
-            got="no reason",
-            hint="say with --reason why the model may leave all the same",
+    given = {rule: _checked(reason) for rule, reason in reasons.items()}
+    warned = warnings_of(findings)
+    if unknown := sorted(set(given) - set(warned)):
+        raise UsageError(
+            "a reason is for no warning of this audit",
+            got=", ".join(unknown),
+            expected=", ".join(warned) or "no reason at all",
         )
-    if decision == "reject" and not reason:
+    if missing := [rule for rule in warned if not given.get(rule)]:
+        raise Refusal(
+            f"each WARN needs your reason: {', '.join(missing)}",
+            got="no reason",
+            hint=f'say why the model may leave all the same: --reason "{missing[0]}=..."',
+        )
+    return _sign(attestation_digest, key, officer=officer, decision="approve", reasons=given)
+
+
+def sign_rejection(
+    attestation_digest: Digest, *, officer: str, reason: str, key: SigningKey
+) -> bytes:
+    """Returns a rejection in a DSSE envelope whose subject is the attestation.
+
+    Raises:
+        UsageError: there is no reason, or it is too long.
+    """
+    reason = _checked(reason)
+    if not reason:
         raise UsageError("a rejection needs a reason", hint="give --reason")
-    body = Decision(
-        officer=officer,
-        decision=decision,
-        reason=reason,
-        warnings=warned,
-        decided=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    subjects = {ATTESTATION: attestation_digest}
-    return sign_envelope(statement(subjects, DECISION_TYPE, body.model_dump(mode="json")), key)
+    return _sign(attestation_digest, key, officer=officer, decision="reject", reason=reason)
+
+
+def warnings_of(findings: Iterable[Finding]) -> list[str]:
+    """Returns the rules that warn, each of which an approval must give a reason for."""
+    return [finding.rule for finding in findings if finding.verdict is Verdict.WARN]
 
 
 def read_decision(
@@ -137,3 +156,17 @@ def open_statement(
 
 def _subjects(body: Any) -> dict[str, str]:
     return {subject["name"]: subject["digest"]["sha256"] for subject in body["subject"]}
+
+
+def _checked(reason: str) -> str:
+    if len(reason) > LONGEST_REASON:
+        raise UsageError(
+            "the reason is too long", got=len(reason), expected=f"{LONGEST_REASON} characters"
+        )
+    return reason.strip()
+
+
+def _sign(attestation_digest: Digest, key: SigningKey, **facts: Any) -> bytes:
+    decided = datetime.now(UTC).isoformat(timespec="seconds")
+    body = Decision(decided=decided, **facts).model_dump(mode="json")
+    return sign_envelope(statement({ATTESTATION: attestation_digest}, DECISION_TYPE, body), key)

@@ -8,12 +8,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..study.errors import PlanError, VerificationError
 from ..study.files import digest
 from ..study.identity import PublicKey
-from ..study.plan import StudyPlan
+from ..study.plan import ReleaseRules, StudyPlan
 from .audit.report import AuditReport, build_report
 from .bundle import (
     CONTENT,
@@ -29,8 +30,9 @@ from .bundle import (
     decision_of,
     read_report,
 )
-from .decision import ATTESTATION, open_statement
+from .decision import ATTESTATION, open_statement, warnings_of
 from .release import Verdict
+from .revocation import REVOCATION, check_not_revoked
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Verification:
         digest: SHA-256 of the attestation, which stands for the whole release.
         epsilon: the most that any site spent, or None without privacy.
         delta: the plan's delta.
-        approvals: each officer who approved, with the reason given.
+        approvals: each officer who approved, with the reason given for each warning.
         sites: the hospitals whose signed replies were checked.
     """
 
@@ -54,7 +56,7 @@ class Verification:
     digest: str
     epsilon: float | None
     delta: float
-    approvals: dict[str, str]
+    approvals: dict[str, dict[str, str]]
     sites: tuple[str, ...]
 
 
@@ -64,22 +66,34 @@ def verify(
     coordinator: PublicKey,
     officers: Mapping[str, PublicKey],
     sites: Mapping[str, PublicKey],
+    revocations: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Verification:
     """Checks a bundle with nothing but the public keys.
 
-    In this order: all that `examine` does; the verdict; the officers' signed decisions and their
-    number. The page and the model card are compared with nothing but their digests.
+    In this order: all that `examine` does; whether it was revoked; the verdict; the officers'
+    signed decisions, their number and hospitals. The page and the model card are compared with
+    nothing but their digests.
+
+    Args:
+        bundle: its folder.
+        coordinator: the coordinator's key.
+        officers: the officers' keys by name.
+        sites: the hospitals' keys by name.
+        revocations: envelopes, by the name of their file, that came another way than the bundle.
 
     Raises:
         VerificationError: naming the first thing that is wrong.
     """
     report = examine(bundle, coordinator=coordinator, sites=sites)
+    known = dict(revocations)
+    if (bundle / REVOCATION).exists():
+        known[REVOCATION] = content_of(bundle / REVOCATION)
+    check_not_revoked(bundle_digest(bundle), known, coordinator)
     if report.verdict is Verdict.BLOCK:
         raise VerificationError(
             f"the audit blocks this release: {report.findings[0].detail}",
             hint="do not use these weights",
         )
-    needed = _plan(report).release.officers
     return Verification(
         study=report.study,
         verdict=report.verdict,
@@ -87,7 +101,7 @@ def verify(
         digest=bundle_digest(bundle),
         epsilon=report.epsilon,
         delta=report.delta,
-        approvals=_approvals(bundle, officers, needed),
+        approvals=_approvals(bundle, officers, report),
         sites=tuple(site.site for site in report.sites),
     )
 
@@ -124,7 +138,7 @@ def check_whole(bundle: Path) -> AuditReport:
     """Checks only that the files are those the attestation lists, whoever signed it.
 
     Raises:
-        VerificationError: naming the first file that is not.
+        VerificationError: naming the first file that is not, or saying that it was revoked.
     """
     _check_names(bundle)
     try:
@@ -133,6 +147,11 @@ def check_whole(bundle: Path) -> AuditReport:
     except (ValueError, KeyError, TypeError):
         raise VerificationError(f"{ATTESTATION} is not a signed statement") from None
     _check_digests(bundle, subjects)
+    if (bundle / REVOCATION).exists():
+        raise VerificationError(
+            "this release was revoked",
+            hint="ask the coordinator; `voxfed release verify` says when and why",
+        )
     return read_report(bundle)
 
 
@@ -159,16 +178,19 @@ def _check_names(bundle: Path) -> None:
             raise VerificationError(f"{name} is a link", expected="a file")
         if path.is_dir() and name == DECISIONS:
             continue
-        if not path.is_file() or not (decision or name in (*CONTENT, ATTESTATION)):
+        if not path.is_file() or not (decision or name in (*CONTENT, ATTESTATION, REVOCATION)):
             raise VerificationError(f"{name} does not belong in a bundle", hint="remove it")
     for name in CONTENT:
         if not (bundle / name).is_file():
             raise VerificationError(f"{name} is missing from the bundle")
 
 
-def _approvals(bundle: Path, officers: Mapping[str, PublicKey], needed: int) -> dict[str, str]:
-    approved: dict[str, str] = {}
-    keys = set()
+def _approvals(
+    bundle: Path, officers: Mapping[str, PublicKey], report: AuditReport
+) -> dict[str, dict[str, str]]:
+    rules = _plan(report).release
+    approved: dict[str, dict[str, str]] = {}
+    keys, hospitals = set(), set()
     for path in sorted((bundle / DECISIONS).glob("*")):
         name = path.name.removesuffix(SUFFIX)
         if name not in officers:
@@ -181,16 +203,41 @@ def _approvals(bundle: Path, officers: Mapping[str, PublicKey], needed: int) -> 
         decision = decision_of(bundle, content_of(path), name, officers[name])
         if decision.decision == "reject":
             raise VerificationError(f"{name} rejected this release: {decision.reason}")
-        approved[name] = decision.reason
+        check_same(
+            f"{name}: the warnings that are given a reason",
+            sorted(decision.reasons),
+            sorted(warnings_of(report.findings)),
+        )
+        if rules.named:
+            _check_named(name, officers[name], rules)
+            hospitals.add(rules.named[name].hospital)
+        approved[name] = decision.reasons
         keys.add(officers[name])
-    if len(keys) < needed:
+    if len(keys) < rules.officers:
         raise VerificationError(
             "too few officers approved",
             got=len(keys),
-            expected=needed,
+            expected=rules.officers,
             hint="ask an officer for `voxfed release approve` and add the signature",
         )
+    if missing := sorted(set(rules.hospitals) - hospitals):
+        raise VerificationError(
+            "a hospital whose officer must approve is missing",
+            got=", ".join(sorted(hospitals)) or "none",
+            expected=", ".join(missing),
+        )
     return approved
+
+
+def _check_named(name: str, key: PublicKey, rules: ReleaseRules) -> None:
+    """Refuse an officer whom the plan that all sites approved does not name with this key."""
+    if name not in rules.named:
+        raise VerificationError(
+            "the plan does not name an officer who decided",
+            got=name,
+            expected=", ".join(rules.named),
+        )
+    check_same(f"the key of {name} in the plan", key.text, rules.named[name].key)
 
 
 def _plan(report: AuditReport) -> StudyPlan:

@@ -11,8 +11,19 @@ from .. import __version__
 from ..privacy.audit.answer import Answer
 from ..privacy.audit.page import write_page
 from ..privacy.audit.report import AuditReport, build_report
-from ..privacy.bundle import build
+from ..privacy.bundle import (
+    DECISIONS,
+    RELEASE_TYPE,
+    SUFFIX,
+    build,
+    bundle_digest,
+    content_of,
+    decision_of,
+    read_report,
+)
+from ..privacy.decision import ATTESTATION, open_statement
 from ..privacy.model_card import model_card
+from ..privacy.revocation import REVOCATION, read_revocation, sign_revocation
 from ..study.errors import UsageError, VerificationError
 from ..study.files import write
 from ..study.messages import hash_of
@@ -108,6 +119,58 @@ def versions() -> dict[str, str]:
     """Return the software that made a bundle."""
     found = {name: version(name) for name in LIBRARIES}
     return {"voxfed": __version__, "python": platform.python_version(), **found}
+
+
+def revoke(coordinator: Coordinator, bundle: Path, reason: str) -> Path:
+    """Put a signed revocation into a bundle of this coordinator and return its file.
+
+    Raises:
+        VerificationError: it is no bundle, or one of another coordinator.
+        UsageError: there is no reason, or it was revoked before.
+    """
+    key = coordinator.key
+    envelope = content_of(bundle / ATTESTATION)
+    _, claims = open_statement(envelope, key.public, RELEASE_TYPE, what=ATTESTATION)
+    path = bundle / REVOCATION
+    if path.exists():
+        raise UsageError("this release was revoked before", got=path)
+    study = str(claims["study"])
+    write(path, sign_revocation(bundle_digest(bundle), study=study, reason=reason, key=key))
+    coordinator.journal.append("release revoked", study=study, bundle=bundle.name, reason=reason)
+    return path
+
+
+def list_releases(coordinator: Coordinator, store: Store) -> list[dict[str, Any]]:
+    """Return what is known of each release of a study, the first first.
+
+    Raises:
+        VerificationError: a decision or a revocation in a bundle is not signed as it should be.
+    """
+    found = []
+    keys = {name: card.key for name, card in coordinator.officers().items()}
+    for bundle in sorted((store.folder / "releases").glob("[0-9]*")):
+        report = read_report(bundle)
+        decisions = {}
+        for path in sorted((bundle / DECISIONS).glob(f"*{SUFFIX}")):
+            name = path.name.removesuffix(SUFFIX)
+            if name in keys:
+                decision = decision_of(bundle, content_of(path), name, keys[name])
+                decisions[name] = decision.decision
+        revoked = ""
+        if (bundle / REVOCATION).exists():
+            envelope = content_of(bundle / REVOCATION)
+            _, word = read_revocation(envelope, coordinator.key.public, what=REVOCATION)
+            revoked = f"{word.revoked[:10]}: {word.reason}"
+        found.append(
+            {
+                "bundle": bundle.name,
+                "weights": report.weights_digest,
+                "verdict": report.verdict.value,
+                "decisions": decisions,
+                "revoked": revoked,
+            }
+        )
+    return found
 
 
 def samples_of(store: Store, finished: Round, n: int, seed: int = 0) -> Any:

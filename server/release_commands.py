@@ -1,4 +1,4 @@
-"""`voxfed audit run`, `voxfed release build` and `add`: the coordinator's half of a release."""
+"""The coordinator's half of a release: `audit run`, and `release` build, add, revoke and list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from ..privacy.commands import audit as audit_app
 from ..privacy.commands import release as release_app
 from ..study.errors import UsageError
-from ..study.terminal import console, progress, show_json
+from ..study.terminal import console, progress, show_json, show_table
 from .options import HERE, AsJson, Folder, Name, open_coordinator, open_store
 
 
@@ -75,3 +75,44 @@ def release_add(
     added = add_decision(bundle, decision.read_bytes(), keys)
     coordinator.journal.append("decision", officer=added.officer, decision=added.decision)
     console.print(f"{added.officer}: {added.decision}")
+
+
+@release_app.command("revoke")
+def release_revoke(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    reason: Annotated[str, typer.Option(help="Why, in your words; it is kept for good.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Take a release back: its bundle says so, and the file it leaves is for whoever has a copy."""
+    from .release import revoke
+
+    path = revoke(open_coordinator(folder), bundle, reason)
+    if as_json:
+        show_json({"revocation": str(path)})
+    else:
+        console.print(f"revoked; send {path} to everybody who has the bundle")
+
+
+@release_app.command("list")
+def release_list(study: Name, folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """List a study's releases: verdict, who decided, and what was revoked."""
+    from .release import list_releases
+
+    coordinator = open_coordinator(folder)
+    found = list_releases(coordinator, open_store(coordinator, study))
+    if as_json:
+        show_json({"releases": found})
+        return
+    columns = ["release", "built of weights", "verdict", "decided", "revoked"]
+    rows = [
+        [
+            release["bundle"],
+            release["weights"][:12],
+            release["verdict"],
+            ", ".join(f"{name}: {word}" for name, word in release["decisions"].items()) or "nobody",
+            release["revoked"],
+        ]
+        for release in found
+    ]
+    show_table(f"releases of {study}", columns, rows)

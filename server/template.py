@@ -39,5 +39,5 @@ deadline = 3600.0             # seconds a round waits for its sites
 approval_deadline = 86400.0   # seconds that sites have to decide
 
 [release]
-officers = 1
+officers = 2                  # who must approve before weights leave
 """

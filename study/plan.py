@@ -16,6 +16,7 @@ from .tables import Table
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Side = Annotated[int, Field(ge=8, le=512)]
+NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 Trained = Literal["all", "attention", "normalisation-and-biases", "adapters"]
 
 
@@ -133,10 +134,26 @@ class StartSettings(Table):
         return self.weights is not None or stage in self.stages
 
 
+class NamedOfficer(Table):
+    """A privacy officer whom all sites know from the plan that they approved."""
+
+    hospital: str = Field(pattern=NAME, description="the site that the officer speaks for")
+    key: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="the key on the officer's card, 64 digits"
+    )
+
+
 class ReleaseRules(Table):
     """What the release gate checks; see privacy/release.py for each rule."""
 
-    officers: Count = Field(1, description="privacy officers who must approve, 1 or more")
+    officers: Count = Field(2, description="privacy officers who must approve, 1 or more")
+    named: dict[Annotated[str, Field(pattern=NAME)], NamedOfficer] = Field(
+        default_factory=dict,
+        description="a [release.named.NAME] table of each officer whose word counts; none: any",
+    )
+    hospitals: tuple[str, ...] = Field(
+        (), description="sites of each of which a named officer must approve"
+    )
     auc_block: float = Field(
         0.60, gt=0.5, lt=1, description="block above this lower 95 % bound of any site's AUC"
     )
@@ -147,13 +164,23 @@ class ReleaseRules(Table):
         False, description="true lets a model trained without privacy be released"
     )
 
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.named and self.officers > len(self.named):
+            raise ValueError("release.officers is more than release.named has")
+        if len({one.key for one in self.named.values()}) < len(self.named):
+            raise ValueError("two officers in release.named have one key")
+        missing = set(self.hospitals) - {one.hospital for one in self.named.values()}
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise ValueError(f"release.hospitals asks for sites without a named officer: {names}")
+        return self
+
 
 class StudyPlan(Table):
     """One study, frozen and validated; its digest is that of the very bytes of the file."""
 
-    name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and hyphens"
-    )
+    name: str = Field(pattern=NAME, description="lower-case letters, digits and hyphens")
     family: str = Field(description="a family that `voxfed models` lists")
     settings: dict[str, Any] = Field(default_factory=dict, description="the family's own settings")
     rounds: int = Field(ge=1, le=100_000, description="federated rounds of a stage, 1 or more")

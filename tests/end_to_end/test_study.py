@@ -1,4 +1,4 @@
-"""Three hospitals, one coordinator and one officer, from `init` to synthetic volumes."""
+"""Three hospitals, one coordinator and two officers, from `init` to synthetic volumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ FILES = {
     "audit.html",
     "attestation.dsse.json",
     "decisions/ada.dsse.json",
+    "decisions/ben.dsse.json",
 }
+OFFICERS = ("ada", "ben")
+REASON = "few patients, and only phantoms"
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +71,27 @@ def audited(federation: Federation, after_rounds: dict[str, float]) -> dict[str,
 
 @pytest.fixture(scope="module")
 def bundle(federation: Federation, audited: dict[str, Any]) -> Path:
-    """A bundle that the officer Ada approved on her own machine."""
-    officer, decision = federation.folder / "ada", federation.folder / "ada.decision"
+    """A bundle that two officers approved, each on a machine of their own."""
     server = ("--folder", federation.coordinator)
-    federation.cli("officer", "init", "--folder", officer, "--name", "ada", environment=PASSPHRASE)
-    federation.cli("server", "enroll", *server, "--officer", officer / "officer.card.json")
+    for name in OFFICERS:
+        folder = federation.folder / name
+        federation.cli(
+            "officer", "init", "--folder", folder, "--name", name, environment=PASSPHRASE
+        )
+        federation.cli("server", "enroll", *server, "--officer", folder / "officer.card.json")
     built = federation.cli("release", "build", "first", *server, "--json").json
     made = Path(built["bundle"])
-    federation.cli(
-        *("release", "approve", made, "--folder", officer, "--output", decision),
-        *("--reason", "few patients, and only phantoms", *cards(federation)),
-        environment=PASSPHRASE,
-    )
-    federation.cli("release", "add", made, decision, *server)
+    warnings = federation.cli("audit", "show", made, "--json").json["findings"]
+    reasons = [f"{one['rule']}={REASON}" for one in warnings if one["verdict"] == "WARN"]
+    for name in OFFICERS:
+        decision = federation.folder / f"{name}.decision"
+        federation.cli(
+            *("release", "approve", made, "--folder", federation.folder / name),
+            *("--output", decision, *cards(federation)),
+            *(word for reason in reasons for word in ("--reason", reason)),
+            environment=PASSPHRASE,
+        )
+        federation.cli("release", "add", made, decision, *server)
     return made
 
 
@@ -88,7 +99,7 @@ def cards(federation: Federation) -> list[str]:
     """Return the options that name every card."""
     own = federation.coordinator
     paths = [own / "coordinator.card.json", *own.glob("sites/*/card.json")]
-    paths.append(federation.folder / "ada" / "officer.card.json")
+    paths += [federation.folder / name / "officer.card.json" for name in OFFICERS]
     return [part for path in paths for part in ("--card", str(path))]
 
 
@@ -153,7 +164,8 @@ def test_the_bundle_verifies_by_command_and_is_whole(federation: Federation, bun
     assert found["verified"] is True
     assert found["verdict"] == "WARN", "24 patients cannot show that nothing leaks"
     assert set(found["sites"]) == set(SITES)
-    assert found["approvals"] == {"ada": "few patients, and only phantoms"}
+    assert list(found["approvals"]) == list(OFFICERS)
+    assert found["approvals"]["ada"]["enough patients"] == REASON
     shown = federation.cli("audit", "show", bundle, "--json").json
     assert shown["verdict"] == "WARN"
     page = (bundle / "audit.html").read_text()
@@ -166,7 +178,9 @@ def test_any_changed_byte_fails_and_its_file_is_named(
     """Weights that are not the audited ones, or a word put in an officer's mouth, are found."""
     own = federation.coordinator
     coordinator = Card.read(own / "coordinator.card.json").key
-    officers = {"ada": Card.read(federation.folder / "ada" / "officer.card.json").key}
+    officers = {
+        name: Card.read(federation.folder / name / "officer.card.json").key for name in OFFICERS
+    }
     sites = {s: Card.read(own / "sites" / s / "card.json").key for s in SITES}
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
@@ -241,3 +255,24 @@ def test_samples_say_that_they_are_synthetic_and_whence_they_come(
     done = federation.cli("sample", copy, "-n", 1, "--output", tmp_path / "none", code=4)
     assert "model.json was changed" in done.errors
     assert not (tmp_path / "none").exists()
+
+
+def test_a_revoked_release_is_listed_and_refused(
+    federation: Federation, bundle: Path, tmp_path: Path
+) -> None:
+    """Whoever has a copy is refused too, once the coordinator's file has reached them."""
+    copy, server = tmp_path / "copy", ("--folder", federation.coordinator)
+    shutil.copytree(bundle, copy)
+    words = ("--reason", "a patient withdrew", *server, "--json")
+    path = federation.cli("release", "revoke", bundle, *words).json["revocation"]
+    try:
+        done = federation.cli("release", "verify", bundle, *cards(federation), code=4)
+        assert "a patient withdrew" in done.errors
+        federation.cli("release", "verify", copy, *cards(federation))
+        federation.cli("release", "verify", copy, *cards(federation), "--revoked", path, code=4)
+        federation.cli("sample", bundle, "-n", 1, "--output", tmp_path / "none", code=4)
+        (listed,) = federation.cli("release", "list", "first", *server, "--json").json["releases"]
+        assert listed["decisions"] == dict.fromkeys(OFFICERS, "approve")
+        assert "a patient withdrew" in listed["revoked"]
+    finally:
+        Path(path).unlink()

@@ -15,7 +15,7 @@ from voxfed.privacy.audit.membership import EDGES, RECONSTRUCTION, histogram
 from voxfed.privacy.audit.page import write_page
 from voxfed.privacy.audit.report import AuditReport, build_report
 from voxfed.privacy.bundle import build, bundle_digest, read_report
-from voxfed.privacy.decision import sign_decision
+from voxfed.privacy.decision import sign_approval, sign_rejection, warnings_of
 from voxfed.privacy.ledger import Ledger, RoundKey
 from voxfed.privacy.model_card import model_card
 from voxfed.study.identity import SigningKey
@@ -44,6 +44,7 @@ audit_counts = "{counts}"
 officers = {officers}
 auc_half_width = {half_width}
 allow_without_privacy = {allowed}
+{more}
 """
 
 
@@ -54,9 +55,15 @@ def make_plan(
     officers: int = 1,
     half_width: float = 0.08,
     allowed: str = "false",
+    more: str = "",
 ) -> StudyPlan:
     text = PLAN.format(
-        enabled=enabled, counts=counts, officers=officers, half_width=half_width, allowed=allowed
+        enabled=enabled,
+        counts=counts,
+        officers=officers,
+        half_width=half_width,
+        allowed=allowed,
+        more=more,
     )
     return StudyPlan.from_text(text.encode())
 
@@ -118,14 +125,12 @@ class Scene:
 
     def decide(self, bundle: Path, decision: str = "approve", officer: str = "officer") -> bytes:
         """An officer's signed decision on a bundle."""
-        return sign_decision(
-            bundle_digest(bundle),
-            read_report(bundle).findings,
-            officer=officer,
-            decision=decision,
-            reason="seen and accepted",
-            key=self.keys[officer],
-        )
+        digest, key = bundle_digest(bundle), self.keys[officer]
+        if decision == "reject":
+            return sign_rejection(digest, officer=officer, reason="seen and refused", key=key)
+        findings = read_report(bundle).findings
+        reasons = dict.fromkeys(warnings_of(findings), "seen and accepted")
+        return sign_approval(digest, findings, officer=officer, reasons=reasons, key=key)
 
     @property
     def cards(self) -> dict[str, object]:

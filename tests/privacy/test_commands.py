@@ -14,6 +14,7 @@ from voxfed.study.card import Card
 from voxfed.study.errors import Refusal, UsageError, VerificationError, VoxfedError
 
 PASSPHRASE = {"VOXFED_PASSPHRASE": "correct horse"}
+REASON = ("--reason", "enough patients=a pilot")
 
 
 def call(app: Any, *words: object, **settings: Any) -> str:
@@ -88,15 +89,25 @@ def test_show_refuses_a_changed_bundle(office: Any) -> None:
 def test_approve_add_and_verify(office: Any, tmp_path: Path) -> None:
     people, bundle, folder, cards = office
     decision = tmp_path / "decision.dsse.json"
-    words = ["approve", bundle, "--folder", folder, "-o", decision, "--reason", "for research"]
+    words = [
+        "approve",
+        bundle,
+        "--folder",
+        folder,
+        "-o",
+        decision,
+        "--reason",
+        "enough patients=for research",
+    ]
     told = json.loads(call(release, *words, *cards, "--json"))
     assert (told["decision"], told["signatures_checked"]) == ("approve", True)
     key = Card.read(folder / "officer.card.json").key
     add_decision(bundle, decision.read_bytes(), {"officer": key})
     found = json.loads(call(release, "verify", bundle, *cards, "--json"))
     assert found["verified"] is True
-    assert found["approvals"] == {"officer": "for research"}
-    assert "approved by officer: for research" in call(release, "verify", bundle, *cards)
+    assert found["approvals"] == {"officer": {"enough patients": "for research"}}
+    shown = call(release, "verify", bundle, *cards)
+    assert "approved by officer\n  enough patients: for research" in shown
     for name in CONTENT:
         content = (bundle / name).read_bytes()
         (bundle / name).write_bytes(b"?" + content[1:])
@@ -122,12 +133,19 @@ def test_nothing_is_written_where_approval_is_refused(
     people, bundle, folder, _ = office
     decision = tmp_path / "decision.dsse.json"
     words = ["--folder", folder, "-o", decision]
-    with pytest.raises(Refusal, match="WARN needs your reason"):
+    with pytest.raises(Refusal, match="each WARN needs your reason: enough patients"):
         call(release, "approve", bundle, *words)
     bundle.rename(tmp_path / "old")
     people.copies = copies(10, 0)
     with pytest.raises(Refusal, match="blocked by the rule"):
-        call(release, "approve", people.bundle(plan()), *words, "--reason", "please")
+        call(
+            release,
+            "approve",
+            people.bundle(plan()),
+            *words,
+            "--reason",
+            "copies of patients=please",
+        )
     assert not decision.exists()
 
 
@@ -138,10 +156,10 @@ def test_a_wrong_passphrase_signs_nothing(
     monkeypatch.setitem(PASSPHRASE, "VOXFED_PASSPHRASE", "wrong")
     output = tmp_path / "d.json"
     with pytest.raises(UsageError, match="does not open"):
-        call(release, "approve", bundle, "--folder", folder, "-o", output, "--reason", "x")
+        call(release, "approve", bundle, "--folder", folder, "-o", output, *REASON)
     monkeypatch.setitem(PASSPHRASE, "VOXFED_PASSPHRASE", "")
     with pytest.raises(UsageError, match="passphrase is empty"):
-        call(release, "approve", bundle, "--folder", folder, "-o", output, "--reason", "x")
+        call(release, "approve", bundle, "--folder", folder, "-o", output, *REASON)
     assert not output.exists()
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from voxfed.privacy.audit.report import AuditReport
 from voxfed.privacy.bundle import CONTENT, add_decision, bundle_digest
-from voxfed.privacy.decision import ATTESTATION
+from voxfed.privacy.decision import ATTESTATION, DECISION_TYPE
 from voxfed.privacy.release import Verdict
 from voxfed.privacy.verification import check_whole, examine, verify
-from voxfed.study.errors import VerificationError
+from voxfed.study.errors import PlanError, VerificationError
+from voxfed.study.identity import sign_envelope, statement
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_an_approved_bundle_verifies(approved: tuple[Any, Path]) -> None:
     people, bundle = approved
     found = verify(bundle, **people.cards)
     assert found.verdict is Verdict.WARN
-    assert found.approvals == {"officer": "seen and accepted"}
+    assert found.approvals == {"officer": {"enough patients": "seen and accepted"}}
     assert found.digest == bundle_digest(bundle)
     assert (found.epsilon, found.delta) == (7.5, 1e-3)
     assert sorted(found.sites) == ["harbour", "north", "valley"]
@@ -115,6 +116,82 @@ def test_the_plan_sets_how_many_officers_must_approve(scene: Any, plan: Any) -> 
         envelope = people.decide(bundle, officer=officer)
         add_decision(bundle, envelope, people.cards["officers"])
     assert len(verify(bundle, **people.cards).approvals) == 2
+
+
+NAMED = """
+hospitals = {hospitals}
+[release.named.officer]
+hospital = "harbour"
+key = "{officer}"
+[release.named.second]
+hospital = "north"
+key = "{second}"
+"""
+
+
+def test_the_plan_names_the_officers_and_their_hospitals(scene: Any, plan: Any) -> None:
+    """Who may open the gate is what every site approved, not what the coordinator enrols."""
+    people = scene()
+    keys = {name: people.keys[name].public.text for name in ("officer", "second")}
+    bundle = people.bundle(plan(more=NAMED.format(hospitals='["north"]', **keys)))
+    add_decision(bundle, people.decide(bundle), people.cards["officers"])
+    with pytest.raises(VerificationError, match=r"is missing \(got harbour, expected north\)"):
+        verify(bundle, **people.cards)
+    add_decision(bundle, people.decide(bundle, officer="second"), people.cards["officers"])
+    assert len(verify(bundle, **people.cards).approvals) == 2
+
+
+def test_an_officer_whom_the_plan_does_not_name_opens_nothing(scene: Any, plan: Any) -> None:
+    """Neither a stranger whom the coordinator enrolled, nor one who took a named officer's name."""
+    people = scene()
+    key = people.keys["second"].public.text
+    alone = f'[release.named.second]\nhospital = "north"\nkey = "{key}"'
+    bundle = people.bundle(plan(more=alone))
+    add_decision(bundle, people.decide(bundle), people.cards["officers"])
+    with pytest.raises(VerificationError, match=r"does not name an officer .*got officer"):
+        verify(bundle, **people.cards)
+
+
+def test_a_named_officer_with_another_key_opens_nothing(scene: Any, plan: Any) -> None:
+    people = scene()
+    key = people.keys["second"].public.text
+    bundle = people.bundle(plan(more=f'[release.named.officer]\nhospital = "north"\nkey = "{key}"'))
+    add_decision(bundle, people.decide(bundle), people.cards["officers"])
+    with pytest.raises(VerificationError, match="the key of officer in the plan is another"):
+        verify(bundle, **people.cards)
+
+
+@pytest.mark.parametrize(
+    ("officers", "more", "words"),
+    [
+        (2, '[release.named.a]\nhospital = "north"\nkey = "{key}"', "more than release.named"),
+        (1, 'hospitals = ["north"]', "without a named officer: north"),
+        (
+            1,
+            '[release.named.a]\nhospital = "x"\nkey = "{key}"\n'
+            '[release.named.b]\nhospital = "y"\nkey = "{key}"',
+            "two officers in release.named have one key",
+        ),
+        (1, '[release.named.a]\nhospital = "north"\nkey = "short"', "release.named.a.key"),
+    ],
+)
+def test_a_gate_that_nobody_can_open_is_no_plan(
+    plan: Any, officers: int, more: str, words: str
+) -> None:
+    with pytest.raises(PlanError, match=words):
+        plan(officers=officers, more=more.format(key="a" * 64))
+
+
+def test_an_approval_must_speak_of_the_warnings_that_there_are(
+    approved: tuple[Any, Path],
+) -> None:
+    """An officer's tool that leaves a reason out does not make a signature that counts."""
+    people, bundle = approved
+    facts = {"officer": "second", "decision": "approve", "decided": "2026-01-01", "reasons": {}}
+    body = statement({ATTESTATION: bundle_digest(bundle)}, DECISION_TYPE, {**facts, "reason": ""})
+    add_decision(bundle, sign_envelope(body, people.keys["second"]), people.cards["officers"])
+    with pytest.raises(VerificationError, match="second: the warnings that are given a reason"):
+        verify(bundle, **people.cards)
 
 
 def test_an_officer_without_a_card_does_not_count(approved: tuple[Any, Path]) -> None:

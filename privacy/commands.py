@@ -198,6 +198,25 @@ def verify(
     console.print(f"weights sha256 {found.weights_digest}", soft_wrap=True)
 
 
+@release.command("export")
+def export(
+    bundle: Bundle,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a release as a MONAI bundle: `python -m monai.bundle run` draws volumes from it."""
+    from .monai_bundle import export as export_bundle
+
+    folder = export_bundle(bundle, output)
+    if as_json:
+        _print_json({"folder": str(folder)})
+        return
+    console = Console()
+    console.print(f"wrote {folder}; draw from it, there, with", soft_wrap=True)
+    console.print("  python -m monai.bundle run --config_file configs/inference.json", markup=False)
+    console.print("MONAI needs the package fire for this command; voxfed must be installed too")
+
+
 def _examined(bundle: Path, cards: Sequence[Path], output: Path) -> AuditReport:
     """Returns the report of a bundle, its signatures checked where cards are given."""
     from .verification import check_whole, examine

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..models.base import Condition
+from ..models.base import Condition, Family
 from ..models.pictures import contact_sheet
 from ..models.registry import build, conditioning
 from ..models.state import from_bytes, load_into
@@ -22,6 +22,28 @@ from .release import Verdict
 from .verification import check_whole
 
 SHOWN = 8
+
+
+def open_model(bundle: Path) -> tuple[StudyPlan, Family]:
+    """Return plan and model of a release bundle, whose files are checked against its attestation.
+
+    Raises:
+        VerificationError: a file of the bundle was changed, or the release was revoked.
+        Refusal: the audit blocked the release, since samples of such a model may be patients.
+    """
+    report = check_whole(bundle)
+    if report.verdict is Verdict.BLOCK:
+        raise Refusal(
+            "the audit blocked this release",
+            got=report.findings[0].detail,
+            hint="samples of such a model may show patients",
+        )
+    plan = StudyPlan.from_text(json.loads((bundle / MODEL).read_bytes())["plan"].encode())
+    family = build(plan)
+    if plan.trained == "adapters":
+        add_adapters(family)
+    load_into(family, from_bytes((bundle / WEIGHTS).read_bytes()))
+    return plan, family.eval()
 
 
 def draw_samples(
@@ -47,26 +69,13 @@ def draw_samples(
         progress: called with what is done and the total.
 
     Raises:
-        VerificationError: a file of the bundle was changed.
-        Refusal: the audit blocked the release, since samples of such a model may be patients.
+        VerificationError, Refusal: as `open_model`.
         UsageError: fewer than one volume is asked for.
         PlanError: the model needs images to start from.
     """
     if n < 1:
         raise UsageError("nothing to draw", got=n, expected="1 or more")
-    report = check_whole(bundle)
-    if report.verdict is Verdict.BLOCK:
-        raise Refusal(
-            "the audit blocked this release",
-            got=report.findings[0].detail,
-            hint="samples of such a model may show patients",
-        )
-    plan = StudyPlan.from_text(json.loads((bundle / MODEL).read_bytes())["plan"].encode())
-    family = build(plan)
-    if plan.trained == "adapters":
-        add_adapters(family)
-    load_into(family, from_bytes((bundle / WEIGHTS).read_bytes()))
-    family.eval()
+    plan, family = open_model(bundle)
     generator = torch.Generator()
     if seed is None:
         generator.seed()

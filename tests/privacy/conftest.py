@@ -31,7 +31,7 @@ rounds = 8
 local_steps = 3
 expected_patients = 8
 [volumes]
-shape = [24, 24, 24]
+shape = [{side}, {side}, {side}]
 spacing = [6.0, 6.0, 6.0]
 [optimiser]
 learning_rate = 3e-4
@@ -56,6 +56,7 @@ def make_plan(
     half_width: float = 0.08,
     allowed: str = "false",
     more: str = "",
+    side: int = 24,
 ) -> StudyPlan:
     text = PLAN.format(
         enabled=enabled,
@@ -64,6 +65,7 @@ def make_plan(
         half_width=half_width,
         allowed=allowed,
         more=more,
+        side=side,
     )
     return StudyPlan.from_text(text.encode())
 
@@ -95,6 +97,7 @@ class Scene:
     copies: Mapping[str, float] = field(default_factory=lambda: make_copies(1, 1))
     absent: Mapping[str, float | None] = field(default_factory=dict)
     pseudo: tuple[str, ...] = ()
+    weights: bytes = WEIGHTS
 
     def __post_init__(self) -> None:
         names = ("coordinator", "officer", "second", *SITES)
@@ -114,8 +117,8 @@ class Scene:
         report = report or self.report(plan)
         return build(
             self.folder.parent / "releases" / "1",
-            weights=WEIGHTS,
-            model={"family": "vae"},
+            weights=self.weights,
+            model={"family": "vae", "plan": plan.text.decode()},
             report=report,
             html=write_page(self.report(plan)),
             card=model_card(plan, report),
@@ -146,7 +149,7 @@ class Scene:
                 site=site, study=plan.name, plan_digest=plan.digest, lineage="{}", samples=200
             ),
             self.keys["coordinator"],
-            WEIGHTS,
+            self.weights,
         )
         generator = np.random.default_rng(SITES.index(site))
         members = 0.1 * np.exp(0.2 * (generator.normal(size=self.patients) - self.leak))
@@ -154,7 +157,7 @@ class Scene:
         facts = {
             "study": plan.name,
             "request_digest": request_digest(request),
-            "weights_digest": hashlib.sha256(WEIGHTS).hexdigest(),
+            "weights_digest": hashlib.sha256(self.weights).hexdigest(),
             "epsilon": self.epsilon,
             "counts": plan.privacy.audit_counts,
             "edges": EDGES,
@@ -173,7 +176,7 @@ class Scene:
         return build_report(
             plan,
             [self.answer(site, plan) for site in SITES if site not in self.absent],
-            weights_digest=hashlib.sha256(WEIGHTS).hexdigest(),
+            weights_digest=hashlib.sha256(self.weights).hexdigest(),
             absent=self.absent,
             versions={"voxfed": "0.1.0"},
         )

@@ -32,7 +32,7 @@ from voxfed.models.quality.intervals import Figure
 from voxfed.models.registry import describe
 from voxfed.privacy.audit.extraction import find_copies
 from voxfed.privacy.audit.statistics import excess_chance
-from voxfed.privacy.release import FALSE_ALARM
+from voxfed.privacy.rules.copies import FALSE_ALARM
 from voxfed.study.errors import VoxfedError
 
 DEFAULT = ("vae", "wgan-gp", "wavelet-diffusion", "vq-transformer")

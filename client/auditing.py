@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..privacy.sampling import choose
 from ..study.errors import VerificationError
-from ..study.messages import Audited, AuditRequest, EvaluationRequest, hash_of
+from ..study.messages import (
+    Audited,
+    AuditRequest,
+    Confirmed,
+    EvaluationRequest,
+    ScoreCounts,
+    hash_of,
+)
 from ..study.record import RoundRecord
 from .approval import Approval
 from .site import Site
+from .suspects import keep_pairs
 
 if TYPE_CHECKING:
-    from ..models.conditioning import Conditioning
+    from ..models.base import Batch
+    from ..privacy.audit.attack import Attacked
     from .warm import Warm
 
 
@@ -71,85 +81,135 @@ def audit(
     warm: Warm,
     request: AuditRequest,
     digest: str,
-    weights: bytes,
+    drawn: bytes,
+    extractor: bytes,
     epsilon: float | None,
 ) -> Audited:
-    """Score this site's coin-flip members and non-members and return histograms and copy counts.
+    """Attack this site's coin-flip members and non-members and return what may leave.
+
+    Args:
+        site: where the pairs that look alike are kept, for the operator.
+        warm: the model with the weights that are audited.
+        request: what the coordinator signed.
+        digest: of the request.
+        drawn: the coordinator's synthetic volumes, checked here against the weights.
+        extractor: the file of the extractor that likeness is judged by.
+        epsilon: what the study spends with this audit.
 
     Guarantee:
-        With `audit_counts = "noised"` what leaves is one Gaussian event of `audit_noise`, and no
-        copies are counted, since one patient can move their number by more than 1. With "exact"
-        the counts are not covered by epsilon.
-    """
-    from ..privacy.audit.membership import EDGES, histogram, patient_scores, score_of
-    from ..privacy.engine import private_counts
+        With `audit_counts = "noised"` what leaves is one Gaussian event of `audit_noise`: one
+        score's histograms, and neither copies nor other scores, which one patient can move by more
+        than 1. With "exact" nothing of it is covered by epsilon.
 
-    privacy = warm.approval.plan.privacy
-    manifest = warm.approval.manifest
-    family = warm.trainer.family
-    family.eval()
-    name, score = score_of(family)
-    groups = manifest.audited_members, manifest.held_out
-    exact = privacy.audit_counts == "exact"
-    edges = EDGES if exact else EDGES[::16]
-    counts: list[list[float]] = [
-        list(histogram(patient_scores(score, group, warm.scans.batches).values(), edges))
-        for group in groups
-    ]
-    copies: dict[str, float] = {}
+    Raises:
+        VerificationError: the volumes are not those of these weights.
+    """
+    began, exact = time.monotonic(), warm.approval.plan.privacy.audit_counts == "exact"
+    warm.trainer.family.eval()
+    found: dict[str, Any] = {}
     if exact:
-        copies = _copies(warm, request.samples, weights)
+        givers = _givers(warm.approval.manifest.held_out)
+        made, checked = _made(warm, request, drawn, givers)
+        attacked = _attacked(warm, request, made, extractor, givers)
+        keep_pairs(site, request.study, made, attacked.found.pairs)
+        found = {
+            "scores": attacked.scores,
+            "copies": {name: copies.counts() for name, copies in attacked.found.spaces.items()},
+            "distances": attacked.distances,
+            "confirmed": Confirmed(
+                members=attacked.found.confirmed_members,
+                held_out=attacked.found.confirmed_non_members,
+            ),
+            "checked": checked,
+            "trained": len(warm.approval.manifest.members),
+        }
     else:
-        joined = private_counts([*counts[0], *counts[1]], privacy.audit_noise)
-        counts = [joined[: len(edges) - 1], joined[len(edges) - 1 :]]
+        found = {"scores": _noised(warm)}
     return Audited(
         study=request.study,
         request_digest=digest,
-        weights_digest=hash_of(weights),
+        weights_digest=request.weights_digest,
         epsilon=epsilon,
         counts="exact" if exact else "noised",
-        edges=tuple(edges),
-        members={name: tuple(counts[0])},
-        non_members={name: tuple(counts[1])},
-        copies=copies,
+        **found,
+        seconds=round(time.monotonic() - began, 1),
         declared_patients=warm.approval.declared,
         defaced=site.settings.defaced,
         pseudo_patients=site.settings.pseudo_patients,
     )
 
 
-def _copies(warm: Warm, n: int, weights: bytes) -> dict[str, float]:
-    """Search n synthetic volumes for copies of members and of non-members.
+def _noised(warm: Warm) -> dict[str, ScoreCounts]:
+    """Return one score's histograms on fixed bins, with noise on every count."""
+    from ..privacy.audit.membership import EDGES, histogram, patient_scores, score_of
+    from ..privacy.engine import private_counts
 
-    What the family is told is drawn from the prior. Where that is an image, a random half of the
-    held-out patients give theirs and members are compared with the other half alone: a faithful
-    translation is like its own patient, who would stand for a copied non-member.
+    manifest, edges = warm.approval.manifest, EDGES[::16]
+    name, score = score_of(warm.trainer.family)
+    counts = [
+        histogram(patient_scores(score, group, warm.scans.batches).values(), edges)
+        for group in (manifest.audited_members, manifest.held_out)
+    ]
+    noise = warm.approval.plan.privacy.audit_noise
+    joined = tuple(private_counts([*counts[0], *counts[1]], noise))
+    bins = len(edges) - 1
+    return {name: ScoreCounts(edges=edges, members=joined[:bins], non_members=joined[bins:])}
+
+
+def _attacked(
+    warm: Warm, request: AuditRequest, made: Batch, extractor: bytes, givers: Sequence[str]
+) -> Attacked:
+    from ..models.quality.features import read_extractor
+    from ..privacy.audit.attack import Groups, attack
+
+    judge = read_extractor(extractor, request.extractor_digest) if extractor else None
+    members, held_out = (
+        {name: warm.scans.batches(name) for name in group}
+        for group in (warm.approval.manifest.audited_members, warm.approval.manifest.held_out)
+    )
+    return attack(
+        warm.trainer.family,
+        Groups(members, held_out, frozenset(givers)),
+        made,
+        seed=int(request.weights_digest[:15], 16),
+        extract=judge.features if judge else None,
+    )
+
+
+def _givers(held_out: Sequence[str]) -> list[str]:
+    """Return half of the held-out patients: the reference, and who gives images to start from.
+
+    A faithful translation is like its own patient, who would stand for a copied non-member.
     """
-    from ..models.registry import conditioning
-    from ..privacy.audit.extraction import find_copies
-
-    manifest, takes = warm.approval.manifest, conditioning(warm.approval.plan)
-    givers, compared = [], manifest.held_out
-    if takes.planes:
-        chosen = set(choose(len(compared), len(compared) // 2))
-        givers = [name for number, name in enumerate(compared) if number in chosen]
-        compared = [name for number, name in enumerate(compared) if number not in chosen]
-    samples = _samples(warm, takes, givers, n if givers or not takes.planes else 0, weights)
-    tables = (warm.scans.table(group) for group in (manifest.audited_members, compared))
-    return find_copies(samples, *tables)
+    return [held_out[number] for number in choose(len(held_out), len(held_out) // 2)]
 
 
-def _samples(warm: Warm, takes: Conditioning, givers: Sequence[str], n: int, weights: bytes) -> Any:
-    """Return n synthetic volumes (n, 1, D, H, W), drawn from a seed that the weights fix."""
+def _made(
+    warm: Warm, request: AuditRequest, drawn: bytes, givers: Sequence[str]
+) -> tuple[Batch, int]:
+    """Return the synthetic volumes that are searched, and how many were made again to check them.
+
+    A model that starts from images is given those of held-out patients, in turn.
+    """
     import torch
 
-    family, device = warm.trainer.family, warm.trainer.device
-    generator = torch.Generator(device).manual_seed(int(hash_of(weights)[:15], 16))
+    from ..models.base import Batch, joined
+    from ..models.registry import conditioning
+    from ..privacy.audit.copies import synthetic
+
+    family, plan = warm.trainer.family, warm.approval.plan
+    takes = conditioning(plan)
+    if synthetic.made_by_coordinator(takes):
+        received = synthetic.SyntheticSet(drawn, request.samples_digest)
+        shape = (1, *plan.volumes.shape)
+        made = synthetic.read(received, takes, request.weights_digest, shape)
+        return made, synthetic.check(family, takes, request.weights_digest, made)
+    generator = torch.Generator(warm.trainer.device)
+    generator.manual_seed(int(request.weights_digest[:15], 16))
     parts = []
-    for number in range(n):
-        if takes.planes:
+    with torch.no_grad():
+        for number in range(request.samples if givers else 0):
             told = warm.scans.batches(givers[number % len(givers)])[0].condition
-        else:
-            told = takes.prior(1, generator)
-        parts.append(family.sample(1, condition=told, generator=generator).cpu())
-    return torch.cat(parts).numpy() if parts else torch.zeros((0, 1, 1, 1, 1)).numpy()
+            volume = family.sample(1, condition=told, generator=generator)
+            parts.append(Batch(volume.cpu(), told.mapped(torch.Tensor.cpu)))
+    return joined(parts), 0

@@ -115,6 +115,37 @@ def _show_checks(files: list[dict[str, str]], rows: list[dict[str, str]]) -> Non
 
 
 @site_app.command()
+def suspects(
+    study: Annotated[str, typer.Argument(help="The study.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Show which synthetic volumes look like which patients; the pictures stay on this machine."""
+    from .suspects import draw_pairs
+
+    found = draw_pairs(open_site(folder), study)
+    if as_json:
+        show_json({"pairs": found})
+        return
+    rows = [
+        [
+            str(pair["sample"]),
+            pair["patient"],
+            "trained" if pair["member"] else "held out",
+            pair["space"],
+            f"{pair['similarity']:.3f}" + (" strict" if pair["strict"] else ""),
+            Path(pair["picture"]).name,
+        ]
+        for pair in found
+    ]
+    columns = ["synthetic", "patient", "", "alike in", "similarity", "picture"]
+    show_table(f"{study}: the synthetic volumes most like a patient", columns, rows)
+    if found:
+        console.print(f"pictures, for your eyes: {Path(found[0]['picture']).parent}")
+        console.print("a pair alike by chance is no copy; a held-out patient cannot be copied")
+
+
+@site_app.command()
 def approve(
     study: Annotated[
         str, typer.Argument(help="The study; left out, pending plans are listed.")

@@ -129,20 +129,25 @@ class Worker:
 
         self._check_echo(header.echo)
         approval = self._approved(header.study, header.plan_digest)
-        subject = messages.hash_of(payload)
+        weights, drawn, extractor = header.split(payload)
+        subject = header.weights_digest
         about = f"weights sha256 {subject[:16]}"
-        key = self._permitted("audit", approval, header, payload, subject, about)
+        key = self._permitted("audit", approval, header, weights, subject, about)
         events = approval.terms.per_audit
 
         def work() -> tuple[messages.Message, bytes]:
             from ..models.state import from_bytes
 
             warm = self._prepared(approval)
-            warm.trainer.load(from_bytes(payload))
+            warm.trainer.load(from_bytes(weights))
             warm.scans.check(approval.manifest.flipped)
             spent = self._spent_with(header.study, events)
             epsilon = spent if approval.plan.privacy.enabled else None
-            return auditing.audit(self._site, warm, header, digest, payload, epsilon), b""
+            try:
+                reply = auditing.audit(self._site, warm, header, digest, drawn, extractor, epsilon)
+            except VerificationError as fault:
+                raise Coded(RefusalCode.SAMPLES, fault.message) from None
+            return reply, b""
 
         return self._charged(key, digest, events, work, needed=1 << 20)
 

@@ -118,7 +118,7 @@ class AlphaWganGp(Family):
         """
         found = self.encoder(batch.volumes)
         rebuilt = self.generator(found)
-        drawn = self.generator(self._codes(len(found), generator))
+        drawn = self.generator(self.codes(len(found), generator))
         error: Tensor = (rebuilt - batch.volumes).abs().flatten(1).mean(1)
         scores = self.critic(rebuilt) + self.critic(drawn) + self.code_critic(found)
         return generator_loss("wasserstein", scores) + self.spec.reconstruction * error
@@ -128,7 +128,7 @@ class AlphaWganGp(Family):
         real = batch.volumes
         with torch.no_grad():
             rebuilt = self.generator(self.encoder(real))
-            fake = self.generator(self._codes(len(real), generator))
+            fake = self.generator(self.codes(len(real), generator))
         score = self.critic(real)
         loss = critic_loss("wasserstein", score, self.critic(rebuilt))
         loss = loss + critic_loss("wasserstein", score, self.critic(fake))
@@ -139,10 +139,16 @@ class AlphaWganGp(Family):
         """Return the code critic's loss of each volume's code beside one of the prior, (B,)."""
         with torch.no_grad():
             found = self.encoder(batch.volumes)
-        prior = self._codes(len(found), generator)
+        prior = self.codes(len(found), generator)
         loss = critic_loss("wasserstein", self.code_critic(prior), self.code_critic(found))
         steep = slopes(self.code_critic, between(prior, found, generator))
         return loss + self.spec.penalty * (steep - 1).square()
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the encoder's codes of volumes, (B, K); nothing is drawn."""
+        codes: Tensor = self.encoder(batch.volumes)
+        return codes
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
@@ -165,14 +171,23 @@ class AlphaWganGp(Family):
         Raises:
             PlanError: a condition is given.
         """
-        if condition != NO_CONDITION:
-            raise PlanError("the family alpha-wgan-gp takes no condition", hint="sample without")
-        volumes: Tensor = self.generator(self._codes(n, generator))
-        return volumes
+        return self.decode(self.codes(n, generator), condition)
 
-    def _codes(self, n: int, generator: torch.Generator) -> Tensor:
+    def codes(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` codes of the normal prior, (n, K)."""
         drawn = torch.randn(n, self.spec.code, generator=generator, device=generator.device)
         return drawn.to(self.generator.seed.weight)
+
+    def decode(self, codes: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        """Return the volumes (n, 1, D, H, W) of codes (n, K), with their gradient.
+
+        Raises:
+            PlanError: a condition is given.
+        """
+        if condition != NO_CONDITION:
+            raise PlanError("the family alpha-wgan-gp takes no condition", hint="sample without")
+        volumes: Tensor = self.generator(codes)
+        return volumes
 
 
 def _encoder(spec: AlphaWganGpSpec) -> nn.Sequential:

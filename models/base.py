@@ -166,3 +166,62 @@ class Denoises(Protocol):
     def denoising_error(self, batch: Batch, time: float, generator: torch.Generator) -> Tensor:
         """Return the mean squared error of the predicted noise at a time in (0, 1), (B,)."""
         ...
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """Volumes as a denoiser sees them, and what it says of their noised states.
+
+    Attributes:
+        clean: (B, ...), what is noised: voxels, latents or coefficients; nothing is drawn.
+        level: from a time in [0, 1] to signal and noise: a state is signal clean + noise eps.
+        predict: from a state shaped as `clean` and its time to the noise that it is said to hold.
+    """
+
+    clean: Tensor
+    level: Callable[[float], tuple[float, float]]
+    predict: Callable[[Tensor, float], Tensor]
+
+
+@runtime_checkable
+class Exposes(Protocol):
+    """A family that shows its denoiser at work."""
+
+    def exposed(self, batch: Batch) -> Exposed:
+        """Return the volumes as the denoiser sees them, B rows."""
+        ...
+
+
+@runtime_checkable
+class HasImportanceWeights(Protocol):
+    """A family that draws latents z of a volume x and knows all densities."""
+
+    def log_weight(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return log p(x, z) - log q(z | x) at one draw of z, (B,), in nats.
+
+        Its mean over draws is the evidence bound (Kingma and Welling 2014); the mean of its
+        exponential is the density (Burda et al. 2016).
+        """
+        ...
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """A family that makes each volume of a code."""
+
+    def codes(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw codes (n, ...) from their prior."""
+        ...
+
+    def decode(self, codes: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        """Return the volumes (n, C, D, H, W) of codes, with their gradient; nothing is drawn."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A family that knows a volume by a few numbers of its own."""
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return each volume's latent as one row, (B, F); nothing is drawn."""
+        ...

@@ -18,7 +18,7 @@ from .cubes import fold, unfold
 from .groups import Groups
 from .guide import ImageGuide, Latents, NumbersGuide
 from .mean_volume import MEAN_GAIN, MeanVolume
-from .vae import FIRST_LOG_VARIANCE, Gaussian, Width
+from .vae import FIRST_LOG_VARIANCE, Gaussian, Width, laplace_log_density
 
 
 class ConditionalVaeSpec(Table):
@@ -154,6 +154,34 @@ class ConditionalVae(Family):
         """
         scale, voxels = self.spec.kl_weight, batch.volumes[0].numel()
         return -voxels * (self.loss(batch, generator) / scale + math.log(2 * scale))
+
+    @torch.no_grad()
+    def log_weight(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return log p(x, z | c) - log q(z | x, c) at one draw of both latents, (B,), in nats.
+
+        Raises:
+            PlanError: the condition is missing or does not fit.
+        """
+        told = self._told(batch.condition, len(batch.volumes))
+        mean, prior = self._guided(told)
+        posterior = self._encode(batch.volumes, mean, told)
+        drawn = [latent.draw(generator) for latent in posterior]
+        volumes = mean + self._decode(*drawn)
+        worth = laplace_log_density(batch.volumes, volumes, self.spec.kl_weight)
+        for before, after, value in zip(prior, posterior, drawn, strict=True):
+            worth = worth + before.log_density(value) - after.log_density(value)
+        return worth
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the posterior means of code and grid as rows, (B, K + C d h w).
+
+        Raises:
+            PlanError: the condition is missing or does not fit.
+        """
+        told = self._told(batch.condition, len(batch.volumes))
+        posterior = self._encode(batch.volumes, self._guided(told)[0], told)
+        return torch.cat([latent.mean.flatten(1) for latent in posterior], dim=1)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..study.tables import Table
+from .base import Exposed
 from .groups import Groups
 from .linear_path import LinearPath, TimedFilters
 from .schedule import Prediction, Sampler, levels, split, target, walk
@@ -152,6 +153,21 @@ class Denoiser(nn.Module):
         said = self(noised, times, told, beside)
         _, found = split(self.spec.prediction, noised, said, _beside(times, grids))
         return (found - eps).square().flatten(1).mean(1)
+
+    def exposed(self, grids: Tensor, told: Tensor | None, beside: Tensor | None = None) -> Exposed:
+        """Return grids with what is said of their noised states, all under the same condition."""
+        prediction = self.spec.prediction
+
+        def level(time: float) -> tuple[float, float]:
+            alpha, sigma = levels(prediction, torch.tensor(time, dtype=torch.float64))
+            return float(alpha), float(sigma)
+
+        def predict(state: Tensor, time: float) -> Tensor:
+            times = state.new_full((len(state),), time)
+            said = self(state, times, told, beside)
+            return split(prediction, state, said, _beside(times, state))[1]
+
+        return Exposed(grids, level, predict)
 
     def sample(
         self,

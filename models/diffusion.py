@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..study.errors import PlanError
 from ..study.tables import Table
-from .base import NO_CONDITION, Batch, Condition, Family, Step
+from .base import NO_CONDITION, Batch, Condition, Exposed, Family, Step
 from .conditioning import Conditioning, Kind
 from .cubes import fold, unfold
 from .denoiser import Denoiser, DenoiserSpec, Width
@@ -98,6 +98,11 @@ class Diffusion(Family):
         """Return the mean squared error of the predicted noise at a time in (0, 1), (B,)."""
         told = self._told(batch.condition, len(batch.volumes))
         return self.denoiser.error(fold(batch.volumes, self.spec.patch), told, time, generator)
+
+    def exposed(self, batch: Batch) -> Exposed:
+        """Return the volumes, folded into cubes, with what the denoiser says of them noised."""
+        told = self._told(batch.condition, len(batch.volumes))
+        return self.denoiser.exposed(fold(batch.volumes, self.spec.patch), told)
 
     @torch.no_grad()
     def sample(

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..study.errors import PlanError
 from ..study.tables import Table
-from .base import NO_CONDITION, Batch, Condition, Family, Step
+from .base import NO_CONDITION, Batch, Condition, Exposed, Family, Step
 from .conditioning import Conditioning, Kind
 from .denoiser import Denoiser, DenoiserSpec, Width
 
@@ -118,6 +118,21 @@ class Diffusion25d(Family):
                 self.denoiser.error(grid, self._told(told, slab), time, generator, beside)
             )
         return torch.stack(errors).mean(0)
+
+    def exposed(self, batch: Batch) -> Exposed:
+        """Return all slabs (B, slabs, slices C, D, H), each with its true predecessors beside."""
+        n = len(batch.volumes)
+        told = self.conditioning.told(batch.condition, n)
+        slices = self._slices(batch.volumes).repeat_interleave(self.slabs, 0)
+        slab = torch.arange(self.slabs, device=slices.device).repeat(n)
+        told = None if told is None else self._told(told.repeat_interleave(self.slabs, 0), slab)
+        rows = self.denoiser.exposed(self._slab(slices, slab), told, self._beside(slices, slab))
+
+        def predict(state: Tensor, time: float) -> Tensor:
+            eps: Tensor = rows.predict(state.flatten(0, 1), time)
+            return eps.reshape(state.shape)
+
+        return Exposed(rows.clean.unflatten(0, (n, self.slabs)), rows.level, predict)
 
     @torch.no_grad()
     def sample(

@@ -133,7 +133,7 @@ class HaGan(Family):
         """
         volumes, n = batch.volumes, len(batch.volumes)
         starts, places = self._starts(n, generator)
-        anatomy = self.anatomy(self._codes(n, generator))
+        anatomy = self.anatomy(self.codes(n, generator))
         made = self.slab_critic(self.high(self._cut(anatomy, starts)), places)
         deceived = generator_loss("logistic", made)
         deceived = deceived + generator_loss("logistic", self.low_critic(self.low(anatomy)))
@@ -151,13 +151,20 @@ class HaGan(Family):
         volumes, n = batch.volumes, len(batch.volumes)
         starts, places = self._starts(n, generator)
         with torch.no_grad():
-            anatomy = self.anatomy(self._codes(n, generator))
+            anatomy = self.anatomy(self.codes(n, generator))
             low, slab = self.low(anatomy), self.high(self._cut(anatomy, starts))
         whole = critic_loss(
             "logistic", self.low_critic(self._lowered(volumes)), self.low_critic(low)
         )
         real = self.slab_critic(self._cut(volumes, starts, self.spec.scale), places)
         return whole + critic_loss("logistic", real, self.slab_critic(slab, places))
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the encoder's codes of volumes, (B, K); nothing is drawn."""
+        features = torch.cat([self.encoder(slab) for slab in self._slabs(batch.volumes)], 2)
+        codes: Tensor = self.code_encoder(features)
+        return codes
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
@@ -183,14 +190,23 @@ class HaGan(Family):
         Raises:
             PlanError: a condition is given.
         """
-        if condition != NO_CONDITION:
-            raise PlanError("the family ha-gan takes no condition", hint="sample without one")
-        volumes: Tensor = self.high(self.anatomy(self._codes(n, generator)))
-        return volumes
+        return self.decode(self.codes(n, generator), condition)
 
-    def _codes(self, n: int, generator: torch.Generator) -> Tensor:
+    def codes(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` codes of the normal prior, (n, K)."""
         drawn = torch.randn(n, self.spec.code, generator=generator, device=generator.device)
         return drawn.to(next(self.anatomy.parameters()))
+
+    def decode(self, codes: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        """Return the volumes (n, 1, D, H, W) of codes (n, K), with their gradient.
+
+        Raises:
+            PlanError: a condition is given.
+        """
+        if condition != NO_CONDITION:
+            raise PlanError("the family ha-gan takes no condition", hint="sample without one")
+        volumes: Tensor = self.high(self.anatomy(codes))
+        return volumes
 
     def _starts(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw where slabs start on the low grid, (n,), and return them with their places."""

@@ -14,7 +14,7 @@ from .base import Batch
 from .cubes import fold, unfold
 from .groups import Groups
 from .mean_volume import MeanVolume
-from .vae import Gaussian, Width
+from .vae import Gaussian, Width, laplace_log_density, normal_log_density
 
 FIRST_LOG_VARIANCE = -3.0
 
@@ -105,6 +105,14 @@ class KlAutoencoder(nn.Module):
         posterior = self.posterior(batch.volumes)
         error = (self.decode(posterior.draw(generator)) - batch.volumes).abs().flatten(1).mean(1)
         return error + self.spec.kl_weight * posterior.nats() / batch.volumes[0].numel()
+
+    def log_weight(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return log p(x, z) - log q(z | x) at one draw, (B,), in nats, as `loss` weighs them."""
+        posterior = self.posterior(batch.volumes)
+        latents = posterior.draw(generator)
+        scale = self.spec.kl_weight
+        worth = laplace_log_density(batch.volumes, self.decode(latents), scale)
+        return worth + normal_log_density(latents) - posterior.log_density(latents)
 
 
 def _is_convolution(layer: nn.Module) -> bool:

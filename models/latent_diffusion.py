@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from ..study.errors import PlanError
 from ..study.tables import Table
-from .base import NO_CONDITION, Batch, Condition, Family, Step
+from .base import NO_CONDITION, Batch, Condition, Exposed, Family, Step
 from .codes import Codes, CodesSpec
 from .conditioning import Conditioning, Kind
 from .critic import trained
@@ -138,6 +139,27 @@ class LatentDiffusion(Family):
         latents = self._encode(batch.volumes, generator)
         return self.denoiser.error(latents, told, time, generator)
 
+    def exposed(self, batch: Batch) -> Exposed:
+        """Return the scaled mean latents, with what the denoiser says of them noised."""
+        told = self._told(batch.condition, len(batch.volumes))
+        return self.denoiser.exposed(self._latents(batch.volumes), told)
+
+    @torch.no_grad()
+    def log_weight(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return log p(x, z) - log q(z | x) of the first stage alone, (B,), in nats.
+
+        A codebook draws nothing: its one code has q = 1, and a prior that is the same for all.
+        """
+        if isinstance(self.codes, KlAutoencoder):
+            return self.codes.log_weight(batch, generator)
+        density, indices = self.codes.log_density(batch.volumes)
+        return density - indices[0].numel() * math.log(self.spec.codes.entries)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the scaled mean latents as rows, (B, C d h w); nothing is drawn."""
+        return self._latents(batch.volumes).flatten(1)
+
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return the first stage's decoded latents, (B, 1, D, H, W) in [-1, 1]; no draw is made."""
@@ -163,6 +185,12 @@ class LatentDiffusion(Family):
         if isinstance(self.codes, Codes):
             return self.codes.encode(volumes).vectors
         return self.spec.latent_scale * self.codes.posterior(volumes).draw(generator)
+
+    def _latents(self, volumes: Tensor) -> Tensor:
+        """Return scaled latents (B, C, d, h, w), the mean where the autoencoder is of kind KL."""
+        if isinstance(self.codes, Codes):
+            return self.codes.encode(volumes).vectors
+        return self.spec.latent_scale * self.codes.posterior(volumes).mean
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Return the volumes (B, 1, D, H, W) in [-1, 1] of scaled latents."""

@@ -16,7 +16,7 @@ from .base import NO_CONDITION, Batch, Condition, Family, Step
 from .critic import trained
 from .groups import Groups
 from .mean_volume import DARK
-from .vae import FIRST_LOG_VARIANCE, Gaussian, Width
+from .vae import FIRST_LOG_VARIANCE, Gaussian, Width, laplace_log_density
 
 NEIGHBOUR = 0.8  # how much of a slice's code the slice before tells, at first
 FIRST_LOG_DEVIATION = -0.5
@@ -195,13 +195,20 @@ class SliceVae(Family):
 
         The prior is the stack's Gaussian, the likelihood a Laplace of scale `kl_weight`.
         """
+        return self.log_weight(batch, generator)
+
+    @torch.no_grad()
+    def log_weight(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return log p(x, z) - log q(z | x) at one draw of all slices' codes, (B,), in nats."""
         posterior = self._encode(batch.volumes)
         codes = posterior.draw(generator)
-        scale = self.spec.kl_weight
-        error = (self._decode(codes) - batch.volumes).abs().flatten(1)
-        likelihood = -(error / scale + math.log(2 * scale)).sum(1)
-        taken: Tensor = torch.distributions.Normal(*posterior).log_prob(codes).flatten(1).sum(1)
-        return likelihood + self.stack.log_density(codes) - taken
+        worth = laplace_log_density(batch.volumes, self._decode(codes), self.spec.kl_weight)
+        return worth + self.stack.log_density(codes) - posterior.log_density(codes)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the posterior means of all slices' codes as rows, (B, S K); nothing is drawn."""
+        return self._encode(batch.volumes).mean.flatten(1)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:

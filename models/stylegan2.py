@@ -116,13 +116,14 @@ class StyledLayer(nn.Module):
         self.strength = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(outputs, 1, 1, 1))
 
-    def forward(self, volumes: Tensor, styles: Tensor, generator: torch.Generator) -> Tensor:
-        """Return (B, O, D, H, W); the noise is the generator's."""
+    def forward(self, volumes: Tensor, styles: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return (B, O, D, H, W); the noise is the generator's, and there is none without one."""
         found = self.modulated(volumes, styles)
-        shape = len(found), 1, *found.shape[2:]
-        noise = torch.randn(shape, generator=generator, device=generator.device).to(found)
-        raised = found + self.strength * noise + self.bias
-        return functional.leaky_relu(raised, 0.2) * math.sqrt(2)
+        if generator is not None:
+            shape = len(found), 1, *found.shape[2:]
+            noise = torch.randn(shape, generator=generator, device=generator.device).to(found)
+            found = found + self.strength * noise
+        return functional.leaky_relu(found + self.bias, 0.2) * math.sqrt(2)
 
 
 class Synthesis(nn.Module):
@@ -147,8 +148,8 @@ class Synthesis(nn.Module):
         )
         self.smooth = Smooth()
 
-    def forward(self, styles: Tensor, generator: torch.Generator) -> Tensor:
-        """Return volumes (B, 1, D, H, W) of styles (B, S)."""
+    def forward(self, styles: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return volumes (B, 1, D, H, W) of styles (B, S), without noise if nothing draws it."""
         grid = self.constant(styles.new_ones(len(styles), 1)).reshape(-1, *self.start)
         volumes: Tensor | None = None
         for first, second, paint in zip(self.first, self.second, self.paint, strict=True):
@@ -244,10 +245,26 @@ class StyleGan2(Family):
         scores: Tensor = self.critic(batch.volumes, told)
         return scores
 
+    def codes(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` codes of the normal prior, (n, K)."""
+        drawn = torch.randn(n, self.spec.code, generator=generator, device=generator.device)
+        return drawn.to(self.synthesis.constant.weight)
+
+    def decode(self, codes: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        """Return the volumes (n, 1, D, H, W) of codes (n, K) without noise, with their gradient.
+
+        Raises:
+            PlanError: the condition is missing, does not fit, or is not the spec's.
+        """
+        return self._painted(codes, self._told(condition, len(codes)), None)
+
     def _generate(self, n: int, told: Tensor | None, generator: torch.Generator) -> Tensor:
         """Return `n` volumes of codes and noise drawn now, (n, 1, D, H, W)."""
-        drawn = torch.randn(n, self.spec.code, generator=generator, device=generator.device)
-        codes = drawn.to(self.synthesis.constant.weight)
+        return self._painted(self.codes(n, generator), told, generator)
+
+    def _painted(
+        self, codes: Tensor, told: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
         codes = codes * codes.square().mean(1, keepdim=True).add(1e-8).rsqrt()
         styles = self.mapping(codes if told is None else torch.cat([codes, told], 1))
         volumes: Tensor = self.synthesis(styles, generator)

@@ -20,6 +20,8 @@ Width = Annotated[int, Field(ge=1, le=1024)]
 
 MEAN_GAIN = 8.0  # the mean volume learns this much faster than other weights
 FIRST_LOG_VARIANCE = -1.0
+LEAST_SCALE = 1e-6
+"""Of a likelihood, where the KL weighs nothing and no scale follows from it."""
 
 
 class VaeSpec(Table):
@@ -83,6 +85,22 @@ class Gaussian(NamedTuple):
         """Return the KL divergence from the standard normal, (B,), in nats."""
         terms = 0.5 * (self.mean.square() + self.deviation.square() - 1) - self.deviation.log()
         return terms.flatten(1).sum(1)
+
+    def log_density(self, drawn: Tensor) -> Tensor:
+        """Return the log density of what was drawn, (B,), in nats."""
+        terms: Tensor = torch.distributions.Normal(*self).log_prob(drawn)
+        return terms.flatten(1).sum(1)
+
+
+def normal_log_density(latents: Tensor) -> Tensor:
+    """Return the log density of the standard normal prior at latents (B, ...), (B,), in nats."""
+    return -(latents.square() / 2 + math.log(2 * math.pi) / 2).flatten(1).sum(1)
+
+
+def laplace_log_density(volumes: Tensor, drawn: Tensor, scale: float) -> Tensor:
+    """Return the log density of volumes under a Laplace round drawn ones, (B,), in nats."""
+    scale = max(scale, LEAST_SCALE)
+    return -((volumes - drawn).abs() / scale + math.log(2 * scale)).flatten(1).sum(1)
 
 
 class Vae(Family):
@@ -151,6 +169,31 @@ class Vae(Family):
         size = error.abs() if self.spec.reconstruction == "l1" else error.square()
         nats_per_voxel = (code.nats() + grid.nats()) / batch.volumes[0].numel()
         return size.flatten(1).mean(1) + self.spec.kl_weight * nats_per_voxel
+
+    @torch.no_grad()
+    def log_weight(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return log p(x, z) - log q(z | x) at one draw of both latents, (B,), in nats.
+
+        The likelihood is a Laplace of scale `kl_weight` or a Gaussian of variance `kl_weight / 2`,
+        as in `loss`.
+        """
+        posterior = self._encode(batch.volumes)
+        drawn = [latent.draw(generator) for latent in posterior]
+        volumes = self._decode(*drawn)
+        if self.spec.reconstruction == "l1":
+            worth = laplace_log_density(batch.volumes, volumes, self.spec.kl_weight)
+        else:
+            deviation = math.sqrt(max(self.spec.kl_weight, LEAST_SCALE) / 2)
+            round_volumes = Gaussian(volumes, torch.full_like(volumes, deviation))
+            worth = round_volumes.log_density(batch.volumes)
+        for latent, value in zip(posterior, drawn, strict=True):
+            worth = worth + normal_log_density(value) - latent.log_density(value)
+        return worth
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the posterior means of code and grid as rows, (B, K + C d h w)."""
+        return torch.cat([latent.mean.flatten(1) for latent in self._encode(batch.volumes)], dim=1)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:

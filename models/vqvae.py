@@ -84,6 +84,11 @@ class Vqvae(Family):
         return density + worth
 
     @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the codebook's entries of each volume as rows, (B, C d h w); nothing is drawn."""
+        return self.codes.encode(batch.volumes).vectors.flatten(1)
+
+    @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return the decoded codes, (B, 1, D, H, W) in [-1, 1]; nothing is drawn."""
         return self.codes.draw(self.codes.encode(batch.volumes).indices)

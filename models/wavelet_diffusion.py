@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..study.errors import PlanError
 from ..study.tables import Table
-from .base import NO_CONDITION, Batch, Condition, Family, Step
+from .base import NO_CONDITION, Batch, Condition, Exposed, Family, Step
 from .conditioning import Conditioning, Kind
 from .denoiser import Denoiser, DenoiserSpec, Width
 from .haar import haar, inverse_haar
@@ -90,6 +90,11 @@ class WaveletDiffusion(Family):
         """Return the mean squared error of the predicted noise at a time in (0, 1), (B,)."""
         told = self._told(batch.condition, len(batch.volumes))
         return self.denoiser.error(self._encode(batch.volumes), told, time, generator)
+
+    def exposed(self, batch: Batch) -> Exposed:
+        """Return the scaled coefficients, with what the denoiser says of them noised."""
+        told = self._told(batch.condition, len(batch.volumes))
+        return self.denoiser.exposed(self._encode(batch.volumes), told)
 
     @torch.no_grad()
     def sample(

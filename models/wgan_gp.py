@@ -173,10 +173,24 @@ class WganGp(Family):
         scores: Tensor = self.critic(batch.volumes, told)
         return scores
 
+    def codes(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` codes of the normal prior, (n, K)."""
+        drawn = torch.randn(n, self.spec.code, generator=generator, device=generator.device)
+        return drawn.to(self.generator.seed.weight)
+
+    def decode(self, codes: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        """Return the volumes (n, 1, D, H, W) of codes (n, K), with their gradient.
+
+        Raises:
+            PlanError: the condition is missing, does not fit, or is not the spec's.
+        """
+        return self._painted(codes, self._told(condition, len(codes)))
+
     def _generate(self, n: int, told: Tensor | None, generator: torch.Generator) -> Tensor:
         """Return `n` volumes of codes drawn now, with what they are told beside the codes."""
-        drawn = torch.randn(n, self.spec.code, generator=generator, device=generator.device)
-        codes = drawn.to(self.generator.seed.weight)
+        return self._painted(self.codes(n, generator), told)
+
+    def _painted(self, codes: Tensor, told: Tensor | None) -> Tensor:
         volumes: Tensor = self.generator(codes if told is None else torch.cat([codes, told], 1))
         return volumes
 

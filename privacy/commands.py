@@ -33,7 +33,7 @@ audit = typer.Typer(no_args_is_help=True, help="What an attacker could learn fro
 release = typer.Typer(no_args_is_help=True, help="Whether the weights may leave.")
 
 PASSPHRASE = "VOXFED_PASSPHRASE"  # noqa: S105, a variable's name
-COLOURS = {"PASS": "green", "WARN": "yellow", "BLOCK": "red"}
+COLOURS = {"PASS": "green", "WARN": "yellow", "INVALID": "magenta", "BLOCK": "red"}
 
 Bundle = Annotated[Path, typer.Argument(help="The folder of the release bundle.")]
 Folder = Annotated[Path, typer.Option(help="The officer's folder.")]
@@ -131,7 +131,7 @@ def approve(
     from .decision import sign_approval, warnings_of
 
     report, told = _examined(bundle, card, output), _told(reason)
-    if not as_json and sys.stdin.isatty() and report.verdict.value != "BLOCK":
+    if not as_json and sys.stdin.isatty() and not report.verdict.closes:
         for rule in warnings_of(report.findings):
             detail = next(found.detail for found in report.findings if found.rule == rule)
             told[rule] = told.get(rule) or typer.prompt(f"{rule}: {detail}\nyour reason")

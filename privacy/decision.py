@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..study.errors import Refusal, UsageError, VerificationError
 from ..study.identity import PublicKey, SigningKey, open_envelope, sign_envelope, statement
 from ..study.messages import Digest
-from .release import Finding, Verdict
+from .finding import Finding, Verdict
 
 ATTESTATION = "attestation.dsse.json"
 DECISION_TYPE = "https://voxfed.org/decision/v1"
@@ -57,14 +57,15 @@ def sign_approval(
         key: the officer's.
 
     Raises:
-        Refusal: a rule blocks the release, or a WARN is left without a reason.
+        Refusal: a rule blocks the release or finds the audit invalid, or a WARN is left without a reason.
         UsageError: a reason is too long, or for a rule that does not warn.
     """
-    blocked = [finding for finding in findings if finding.verdict is Verdict.BLOCK]
+    blocked = [finding for finding in findings if finding.verdict.closes]
     if blocked:
         raise Refusal(
             f"this release is blocked by the rule '{blocked[0].rule}': {blocked[0].detail}",
-            hint="reject it; no officer can approve a blocked release",
+            got=blocked[0].verdict.value,
+            hint="reject it; no officer can approve a blocked or invalid release",
         )
     given = {rule: _checked(reason) for rule, reason in reasons.items()}
     warned = warnings_of(findings)

@@ -12,7 +12,16 @@ TOGETHER = "all sites together"
 
 @dataclass(frozen=True)
 class Copied:
-    """Patients of whom a copy was found, among equal numbers of members and non-members."""
+    """Patients of whom a copy was found by one likeness, in equal numbers of both groups.
+
+    Attributes:
+        samples: synthetic volumes that were searched.
+        compared: patients of each group.
+        members: of them, patients who trained and look copied.
+        non_members: of them, held-out patients who look copied.
+        strict_members: as `members`, at the strict threshold.
+        strict_non_members: as `non_members`, at the strict threshold.
+    """
 
     samples: int
     compared: int
@@ -42,6 +51,42 @@ class Membership:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """Members found by one score while at most 1 % of non-members are taken for one.
+
+    Attributes:
+        site: the site, or TOGETHER.
+        score: the score's name.
+        found: the share, its interval corrected for the number of comparisons.
+    """
+
+    site: str
+    score: str
+    found: Interval
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """What the guesses of one score prove about epsilon.
+
+    Attributes:
+        site: the site, or TOGETHER.
+        score: the score's name.
+        general: holds for any mechanism (Steinke et al. 2023).
+        gaussian: holds if the mechanism is a Gaussian one (Mahloujifar et al. 2024).
+        cap: the most that so many patients could prove by the general form.
+        gaussian_cap: and by the Gaussian form.
+    """
+
+    site: str
+    score: str
+    general: float
+    gaussian: float
+    cap: float
+    gaussian_cap: float
+
+
+@dataclass(frozen=True)
 class SiteEvidence:
     """What else the gate knows of a site that answered the audit.
 
@@ -49,13 +94,21 @@ class SiteEvidence:
         name: the site.
         epsilon: what its ledger spent in this study, in its signed reply; None where nothing
             bounds it.
-        copied: the search for copies, if the site made one.
+        copied: the search for copies by likeness; empty where the site made none.
+        confirmed: members of whom two likenesses confirm a copy.
+        confirmed_held_out: the same of held-out patients, of whom there can be none.
+        samples: synthetic volumes that were searched.
+        trained: the patients who trained, where the site's search says so.
         pseudo_patients: whether its volumes stand as patients of their own.
     """
 
     name: str
     epsilon: float | None
-    copied: Copied | None
+    copied: Mapping[str, Copied]
+    confirmed: int
+    confirmed_held_out: int
+    samples: int
+    trained: int | None
     pseudo_patients: bool
 
 
@@ -69,7 +122,12 @@ class Evidence:
         epsilon_limit: the plan's epsilon.
         auc_block: the plan's limit on the corrected lower bound of an AUC.
         auc_half_width: the plan's widest half-width that may pass.
+        rate_block: the plan's limit on the corrected lower bound of a rate at 1 % false alarms.
+        delta: the plan's.
         sites: the sites that answered.
+        blind: the AUCs of the blind baseline, corrected for their own number.
+        rates: members found at 1 % false alarms, where that can be stated.
+        bounds: lower bounds on epsilon, where counts are exact.
         memberships: one for each score and site, and one for each score and TOGETHER, where each
             patient is compared within the own site.
         absent: sites that trained and did not answer, with the epsilon of their last signed reply.
@@ -80,6 +138,11 @@ class Evidence:
     epsilon_limit: float
     auc_block: float
     auc_half_width: float
+    rate_block: float
+    delta: float
     sites: tuple[SiteEvidence, ...]
     memberships: tuple[Membership, ...]
+    blind: tuple[Membership, ...]
+    rates: tuple[Rate, ...]
+    bounds: tuple[LowerBound, ...]
     absent: Mapping[str, float | None]

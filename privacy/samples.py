@@ -18,7 +18,6 @@ from ..models.trained import add_adapters
 from ..study.errors import PlanError, Refusal, UsageError
 from ..study.plan import StudyPlan
 from .bundle import MODEL, WEIGHTS, bundle_digest
-from .release import Verdict
 from .verification import check_whole
 
 SHOWN = 8
@@ -32,7 +31,7 @@ def open_model(bundle: Path) -> tuple[StudyPlan, Family]:
         Refusal: the audit blocked the release, since samples of such a model may be patients.
     """
     report = check_whole(bundle)
-    if report.verdict is Verdict.BLOCK:
+    if report.verdict.closes:
         raise Refusal(
             "the audit blocked this release",
             got=report.findings[0].detail,

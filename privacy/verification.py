@@ -31,7 +31,7 @@ from .bundle import (
     read_report,
 )
 from .decision import ATTESTATION, open_statement, warnings_of
-from .release import Verdict
+from .finding import Verdict
 from .revocation import REVOCATION, check_not_revoked
 
 
@@ -89,7 +89,7 @@ def verify(
     if (bundle / REVOCATION).exists():
         known[REVOCATION] = content_of(bundle / REVOCATION)
     check_not_revoked(bundle_digest(bundle), known, coordinator)
-    if report.verdict is Verdict.BLOCK:
+    if report.verdict.closes:
         raise VerificationError(
             f"the audit blocks this release: {report.findings[0].detail}",
             hint="do not use these weights",

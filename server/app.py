@@ -38,7 +38,10 @@ def main(grid: Grid, context: Context) -> None:
             examination = Examination(coordinator, exchange, store, deadline)
             samples = int(wanted["samples"])
             if wanted["task"] == "audit":
-                examination.audit(samples)
+                drawn, judge = (str(wanted[name]) for name in ("drawn", "extractor"))
+                examination.audit(
+                    samples, Path(drawn) if drawn else None, Path(judge) if judge else None
+                )
             else:
                 examination.evaluate(samples, Path(str(wanted["extractor"])))
     except VoxfedError as fault:

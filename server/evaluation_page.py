@@ -13,7 +13,7 @@ from ..models.quality.chart import Mark, Panel, figures_png, histograms_png
 from ..models.quality.evaluation import EVERYBODY
 from ..models.quality.features import load_extractor
 from ..privacy.audit.report import AuditReport
-from ..privacy.release import Verdict
+from ..privacy.finding import Verdict
 from ..study.errors import PlanError
 from ..study.figures import FigureRow
 from ..study.files import digest, write

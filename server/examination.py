@@ -40,17 +40,33 @@ class Examination:
             if facts["decision"] == "approved"
         ]  # fmt: skip
 
-    def audit(self, samples: int) -> None:
+    def audit(self, samples: int, drawn: Path | None, extractor: Path | None) -> None:
         """Ask every site to audit the weights on its own patients, and keep the signed replies.
 
+        Args:
+            samples: synthetic volumes that are searched for copies.
+            drawn: the file of those volumes; None where sites draw their own, or search none.
+            extractor: the file of the extractor that likeness is judged by, if one is.
+
         Raises:
+            UsageError: a file cannot be read.
             Refusal: no site answered before the deadline.
         """
-        request = self._request(messages.AuditRequest, samples=samples)
-        answered, refused = self._ask("audit", request, self._weights, messages.Audited)
+        volumes, judge = (_content(path) if path else b"" for path in (drawn, extractor))
+        request = self._request(
+            messages.AuditRequest,
+            weights_digest=hash_of(self._weights),
+            weights_size=len(self._weights),
+            samples_digest=hash_of(volumes),
+            samples_size=len(volumes),
+            extractor_digest=hash_of(judge),
+            samples=samples,
+        )
+        payload = self._weights + volumes + judge
+        answered, refused = self._ask("audit", request, payload, messages.Audited)
         spent = {site: reply.header.epsilon for site, reply in answered.items()}
         folder = self._store.keep_audit(
-            self._requests(request, self._weights, answered),
+            self._requests(request, payload, answered),
             {site: reply.committed for site, reply in answered.items()},
             {"weights": hash_of(self._weights), "refused": refused, "epsilon": spent},
         )
@@ -63,10 +79,7 @@ class Examination:
             UsageError: there is no such extractor.
             Refusal: no site answered before the deadline.
         """
-        try:
-            judge = extractor.read_bytes()
-        except OSError as fault:
-            raise UsageError(f"{extractor} cannot be read: {fault.strerror}") from None
+        judge = _content(extractor)
         request = self._request(
             messages.EvaluationRequest,
             weights_digest=hash_of(self._weights),
@@ -140,3 +153,10 @@ class Examination:
 
     def _show(self, state: str, **facts: Any) -> None:
         self._store.show(state=state, time=time.time(), rounds=self._store.schedule.rounds, **facts)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise UsageError(f"{path} cannot be read: {fault.strerror}") from None

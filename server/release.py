@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..privacy.audit.answer import Answer
@@ -29,6 +29,9 @@ from ..study.files import write
 from ..study.messages import hash_of
 from .coordinator import Coordinator
 from .store import Round, Store
+
+if TYPE_CHECKING:
+    from ..models.base import Family
 
 LIBRARIES = ("torch", "monai", "flwr", "dp-accounting", "numpy")
 SHOWN = 6
@@ -181,8 +184,18 @@ def samples_of(store: Store, finished: Round, n: int, seed: int = 0) -> Any:
     """
     import torch
 
-    from ..models.registry import build as build_family
     from ..models.registry import conditioning
+
+    generator = torch.Generator().manual_seed(seed)
+    told = conditioning(store.plan).prior(n, generator)
+    with torch.no_grad():
+        drawn = model_of(store, finished).sample(n, condition=told, generator=generator)
+    return drawn.numpy()
+
+
+def model_of(store: Store, finished: Round) -> Family:
+    """Return the model of a round's weights, on the CPU, in evaluation mode."""
+    from ..models.registry import build as build_family
     from ..models.state import from_bytes, load_into
     from ..models.trained import add_adapters
 
@@ -191,10 +204,7 @@ def samples_of(store: Store, finished: Round, n: int, seed: int = 0) -> Any:
     if plan.trained == "adapters":
         add_adapters(family)
     load_into(family, from_bytes(finished.weights))
-    family.eval()
-    generator = torch.Generator().manual_seed(seed)
-    told = conditioning(plan).prior(n, generator)
-    return family.sample(n, condition=told, generator=generator).numpy()
+    return family.eval()
 
 
 def _picture(store: Store, last: Round) -> bytes | None:

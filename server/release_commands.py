@@ -19,15 +19,26 @@ def audit_run(
     study: Name,
     folder: Folder = HERE,
     deadline: Annotated[float, typer.Option(help="Seconds to wait for the sites.")] = 86400.0,
-    samples: Annotated[int, typer.Option(help="Synthetic volumes searched for copies.")] = 200,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65536, help="Synthetic volumes searched for copies; 0: by minutes."
+        ),
+    ] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="How long synthetic volumes may take to draw.")
+    ] = 5.0,
     as_json: AsJson = False,
 ) -> None:
     """Ask each site to audit the last weights on its own patients, and write the report."""
     from .release import report_audit
     from .runs import submit_and_follow
+    from .specimens import gather
 
     coordinator = open_coordinator(folder)
     store = open_store(coordinator, study)
+    with progress(f"{study}: synthetic volumes", hidden=as_json) as drawing:
+        found = gather(coordinator, store, samples, minutes * 60, drawing)
     with progress(f"{study}: audit", hidden=as_json) as shown:
 
         def watch(facts: dict[str, Any]) -> None:
@@ -35,7 +46,8 @@ def audit_run(
             shown(0, 1, title=f"waiting for {', '.join(waiting)}" if waiting else "audit")
 
         task: dict[str, str | int | float | bool] = {
-            "task": "audit", "deadline": deadline, "samples": samples,
+            "task": "audit", "deadline": deadline, "samples": found.samples,
+            "drawn": str(found.drawn or ""), "extractor": str(found.extractor or ""),
         }  # fmt: skip
         done = submit_and_follow(coordinator, store, task, watch)
     target = Path(done["folder"])

@@ -57,6 +57,7 @@ class RefusalCode(StrEnum):
     OTHER_REQUEST = "other-request"
     ROLLED_BACK = "rolled-back"
     LINEAGE = "lineage"
+    SAMPLES = "samples"
     AUDITS_SPENT = "audits-spent"
     AUDIT_NOT_APPROVED = "audit-not-approved"
     EVALUATIONS_SPENT = "evaluations-spent"
@@ -99,15 +100,40 @@ class TrainRequest(Header):
 
 
 class AuditRequest(Header):
-    """Asks for an audit of the weights in the payload; `lineage` is the round's signed record."""
+    """Asks for an audit of weights; `lineage` is the signed record of the round they came out of.
+
+    The payload is the bytes of the weights, then of the synthetic volumes that the coordinator drew
+    from them, then of the extractor. Both may be empty: with noised counts neither is used, and
+    volumes of a model that starts from images are made at the site.
+    """
 
     kind: Literal["audit"] = "audit"
     site: Name
     study: Name
     plan_digest: Digest
     lineage: str = Field(max_length=1 << 16)
-    samples: int = Field(ge=0, le=4096)
+    weights_digest: Digest
+    weights_size: int = Field(gt=0)
+    samples_digest: Digest
+    samples_size: int = Field(ge=0)
+    extractor_digest: Digest
+    samples: int = Field(ge=0, le=1 << 16)
     echo: Head | None = None
+
+    def split(self, payload: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return weights, synthetic volumes and extractor.
+
+        Raises:
+            VerificationError: one of them is not what the request names.
+        """
+        end = self.weights_size + self.samples_size
+        parts = payload[: self.weights_size], payload[self.weights_size : end], payload[end:]
+        named = self.weights_digest, self.samples_digest, self.extractor_digest
+        if tuple(map(hash_of, parts)) != named:
+            raise VerificationError(
+                "weights, synthetic volumes or extractor are not those that the request names"
+            )
+        return parts
 
 
 class EvaluationRequest(Header):
@@ -178,10 +204,29 @@ class Update(Header):
     metrics: dict[str, float] = Field(default_factory=dict, max_length=16)
 
 
-class Audited(Header):
-    """A site's answer to an audit: histograms of scores on fixed bins, and counts of copies.
+class ScoreCounts(BaseModel):
+    """How many patients have which score: counts of members and non-members on the same bins."""
 
-    What the site says of its cohort stands here too, so that the site's signature covers it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    edges: tuple[float, ...] = Field(min_length=2, max_length=1025)
+    members: tuple[float, ...] = Field(max_length=1024)
+    non_members: tuple[float, ...] = Field(max_length=1024)
+
+
+class Confirmed(BaseModel):
+    """Patients of whom two likenesses that look at different things find a copy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    members: int = Field(0, ge=0)
+    held_out: int = Field(0, ge=0)
+
+
+class Audited(Header):
+    """A site's answer to an audit: histograms of scores, and counts of copies by kind of likeness.
+
+    `checked` are the coordinator's synthetic volumes that the site made again, `trained` the
+    patients who trained. What the site says of its cohort stands here too, so that the site's
+    signature covers it.
     """
 
     kind: Literal["audited"] = "audited"
@@ -190,10 +235,13 @@ class Audited(Header):
     weights_digest: Digest
     epsilon: float | None = Field(ge=0)
     counts: Literal["noised", "exact"]
-    edges: tuple[float, ...] = Field(max_length=1025)
-    members: dict[str, tuple[float, ...]] = Field(max_length=16)
-    non_members: dict[str, tuple[float, ...]] = Field(max_length=16)
-    copies: dict[str, float] = Field(default_factory=dict, max_length=32)
+    scores: dict[str, ScoreCounts] = Field(min_length=1, max_length=32)
+    copies: dict[str, dict[str, float]] = Field(default_factory=dict, max_length=8)
+    distances: dict[str, float] = Field(default_factory=dict, max_length=32)
+    confirmed: Confirmed = Confirmed()
+    checked: int = Field(0, ge=0)
+    trained: int | None = Field(None, ge=0)
+    seconds: float = Field(0, ge=0)
     declared_patients: int = Field(ge=0)
     defaced: Defaced
     pseudo_patients: bool

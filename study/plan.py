@@ -157,6 +157,12 @@ class ReleaseRules(Table):
     auc_block: float = Field(
         0.60, gt=0.5, lt=1, description="block above this lower 95 % bound of any site's AUC"
     )
+    rate_block: float = Field(
+        0.03,
+        gt=0.01,
+        lt=1,
+        description="block above this lower bound of the members found at 1 % false alarms",
+    )
     auc_half_width: Positive = Field(
         0.08, description="widest 95 % half-width of the AUC that may PASS"
     )

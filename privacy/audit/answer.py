@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 
@@ -9,9 +10,9 @@ from pydantic import ValidationError
 
 from ...study.errors import VerificationError, VoxfedError
 from ...study.identity import PublicKey
-from ...study.messages import Audited, AuditRequest, decode, request_digest
+from ...study.messages import Audited, AuditRequest, ScoreCounts, decode, request_digest
 from ...study.plan import StudyPlan
-from .membership import LOWER_IS_MEMBER, SCORES
+from .scores.score import FITTED
 from .statistics import BinnedScores
 
 SIGNATURE_BYTES = 64
@@ -71,16 +72,16 @@ def without_payload(request: bytes) -> bytes:
     return request[: 8 + size + SIGNATURE_BYTES]
 
 
-def binned(reply: Audited, score: str, plan: StudyPlan) -> BinnedScores:
+def binned(counts: ScoreCounts, score: str, plan: StudyPlan) -> BinnedScores:
     """Returns a score's histograms with bins turned so that the last is the most member-like.
 
     Noised counts carry noise of `audit_noise` x 1: a patient adds 1 to one bin of one histogram.
+    Their bins are those of errors, which are lower for members.
     """
-    members, non_members = reply.members[score], reply.non_members[score]
-    if score in LOWER_IS_MEMBER:
-        members, non_members = members[::-1], non_members[::-1]
-    noise = plan.privacy.audit_noise if reply.counts == "noised" else 0.0
-    return BinnedScores(members, non_members, noise)
+    members, non_members = counts.members, counts.non_members
+    if plan.privacy.audit_counts == "noised":
+        return BinnedScores(members[::-1], non_members[::-1], plan.privacy.audit_noise)
+    return BinnedScores(members, non_members, fitted=score in FITTED)
 
 
 def _request(request: bytes) -> AuditRequest:
@@ -89,12 +90,16 @@ def _request(request: bytes) -> AuditRequest:
 
 
 def _check_histograms(reply: Audited, what: str) -> None:
-    rising = all(low < high for low, high in zip(reply.edges, reply.edges[1:], strict=False))
-    histograms = [*reply.members.values(), *reply.non_members.values()]
-    fits = all(len(counts) == len(reply.edges) - 1 for counts in histograms)
-    known = set(reply.members) == set(reply.non_members) <= set(SCORES)
-    whole = reply.counts == "noised" or all(min(counts) >= 0 for counts in histograms)
-    if not (reply.members and len(reply.edges) > 1 and rising and fits and known and whole):
-        raise VerificationError(
-            f"{what} holds scores that do not fit their bins", expected=", ".join(SCORES)
+    from .scores.table import NAMES  # needs torch, which only this check waits for
+
+    for name, counts in reply.scores.items():
+        edges, histograms = counts.edges, (counts.members, counts.non_members)
+        rising = all(low < high for low, high in itertools.pairwise(edges))
+        fits = all(len(one) == len(edges) - 1 for one in histograms)
+        whole = reply.counts == "noised" or all(
+            n >= 0 and n == int(n) for one in histograms for n in one
         )
+        if not (name in NAMES and rising and fits and whole):
+            raise VerificationError(f"{what}: the score {name!r} does not fit its bins")
+    if reply.counts == "noised" and len(reply.scores) > 1:
+        raise VerificationError(f"{what} holds more scores than its noise was charged for")

@@ -32,8 +32,6 @@ SCORES = {
 LOWER_IS_MEMBER = frozenset(SCORES)
 TIMES = (0.05, 0.1, 0.2, 0.3)
 """Where the error of a denoiser is measured (Carlini et al. 2023 find early times to leak most)."""
-OWN = 32
-"""Own samples that a critic's scores are measured by."""
 EDGES: tuple[float, ...] = tuple(float(edge) for edge in np.geomspace(1e-4, 4.0, 257))
 
 
@@ -51,6 +49,7 @@ def score_of(family: Family) -> tuple[str, Score]:
     import torch
 
     from ...models.base import Denoises, HasCritic, HasLikelihoodBound, Reconstructs
+    from .scores.critic import own_scale
 
     def draws(batch: Batch) -> torch.Generator:  # the same for every patient and model
         return torch.Generator(batch.volumes.device).manual_seed(0)
@@ -67,35 +66,14 @@ def score_of(family: Family) -> tuple[str, Score]:
         bound = family.likelihood_bound
         return LIKELIHOOD, lambda x: torch.exp(-bound(x, draws(x)) / x.volumes[0].numel())
     if isinstance(family, HasCritic):
-        criticise, (centre, spread) = family.criticise, _scale(family)
+        draws_of_own = torch.Generator(next(family.parameters()).device).manual_seed(0)
+        criticise, (centre, spread) = family.criticise, own_scale(family, draws_of_own)
         return CRITIC, lambda x: 1 - torch.atan((criticise(x) - centre) / spread) * 2 / math.pi
     raise Refusal(
         "this family offers nothing that membership can be scored by",
         got=type(family).__name__,
         expected="a family that reconstructs, denoises, bounds a likelihood or has a critic",
     )
-
-
-def _scale(family: Family) -> tuple[float, float]:
-    """Returns mean and standard deviation of a critic's scores of own samples, from a fixed seed.
-
-    Raises:
-        VolumeError: they are not finite.
-    """
-    import torch
-
-    from ...models.base import Batch, HasCritic
-    from ...models.conditioning import conditioning_of
-
-    assert isinstance(family, HasCritic)  # noqa: S101, tells the type checker
-    generator = torch.Generator(next(family.parameters()).device).manual_seed(0)
-    told = conditioning_of(family, (1, 1, 1)).prior(OWN, generator)
-    made = family.sample(OWN, condition=told, generator=generator)
-    scores = family.criticise(Batch(made, told)).double()
-    centre, spread = float(scores.mean()), float(scores.std())
-    if not math.isfinite(centre + spread):
-        raise VolumeError("the critic's scores are not finite", hint="the weights are damaged")
-    return centre, max(spread, 1e-12)
 
 
 def patient_scores(

@@ -64,7 +64,8 @@ def p_value(epsilon: float, *, right: int, guesses: int, canaries: int, delta: f
     Raises:
         UsageError: if not 0 <= right <= guesses <= canaries, or epsilon or delta is out of range.
     """
-    _check(epsilon, right, guesses, canaries, delta)
+    check_counts(right, guesses, canaries)
+    _check(epsilon, delta)
     chance = 1 / (1 + math.exp(-epsilon))
     # at_most[k] = P[Bin(guesses, chance) <= k - 1]
     at_most = np.concatenate([[0.0], bdtr(np.arange(right), guesses, chance)])
@@ -110,12 +111,20 @@ def lower_bound(
     return low
 
 
-def _check(epsilon: float, right: int, guesses: int, canaries: int, delta: float) -> None:
+def check_counts(right: int, guesses: int, canaries: int) -> None:
+    """Refuse numbers of guesses that cannot be.
+
+    Raises:
+        UsageError: if not 0 <= right <= guesses <= canaries with at least one guess.
+    """
     if not 0 <= right <= guesses <= canaries or not guesses:
         raise UsageError(
             "right guesses are among the guesses, and those among the canaries",
             got=f"{right}, {guesses}, {canaries}",
         )
+
+
+def _check(epsilon: float, delta: float) -> None:
     if not (0 <= delta < 1 and 0 <= epsilon < math.inf):
         raise UsageError(
             "epsilon or delta is out of range",

@@ -7,24 +7,37 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ...study.messages import ScoreCounts
 from ...study.plan import StudyPlan
-from ..evidence import TOGETHER, Membership
-from ..release import Copies, Verdict
-from .membership import LOWER_IS_MEMBER, SCORES
-from .report import AuditReport, ScoreReport, SiteReport
-from .statistics import BinnedScores, half_width_table, roc
+from ..evidence import TOGETHER, Copied, Membership
+from ..finding import Verdict
+from ..rules.copies import Copies
+from .answer import binned
+from .ceiling import auc_ceiling, gaussian_auc
+from .report import AuditReport, ScoreReport, SiteReport, copied_of
+from .scores.score import BLIND, FUSED
+from .scores.table import SCORES
+from .statistics import Interval, half_width_table, roc, roc_band
 
 WORDS = {
     Verdict.PASS: "No rule found a reason to hold this model back. Officers may approve it.",
     Verdict.WARN: "May leave only if an officer approves, with a written reason for each warning.",
+    Verdict.INVALID: "Must not leave: this audit cannot tell. Its two groups differ by themselves.",
     Verdict.BLOCK: "Must not leave. No officer can approve it.",
 }
 WIDTH, HEIGHT = 300.0, 120.0  # of a histogram, in SVG units
 SIDE = 120.0  # of a ROC curve
 MOST_BARS = 32
+MOST_ROWS = 8
+OTHERS = {
+    BLIND: "images alone, without any model: whatever it finds is no leak",
+    FUSED: "all scores together, by a rule fitted to other patients of the hospital",
+}
+COUNTS = {"edges", "members", "non_members"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,16 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A score in the table of attacks: AUCs at each hospital, then at all together."""
+
+    score: str
+    threat: str
+    what: str
+    cells: list[Interval | None]
+
+
+@dataclass(frozen=True)
 class Chart:
     """What is drawn for one score at one site."""
 
@@ -47,6 +70,7 @@ class Chart:
     high: str
     bars: tuple[Bar, ...]
     curve: str
+    band: str
     report: ScoreReport
     membership: Membership
 
@@ -72,6 +96,13 @@ def write_page(report: AuditReport, *, picture: bytes | None = None) -> str:
         for finding in report.findings
     )
     shown = None if picture is None or copying else base64.b64encode(picture).decode()
+    copied = [
+        (site.site, likeness, found)
+        for site in report.sites
+        for likeness, counts in site.copies.items()
+        if (found := copied_of(counts))
+    ]
+    epsilon = report.epsilon if report.private else None
     return environment.get_template("report.html.j2").render(
         report=report,
         words=WORDS[report.verdict],
@@ -79,7 +110,17 @@ def write_page(report: AuditReport, *, picture: bytes | None = None) -> str:
         worst=next((m for m in report.memberships if m.site != TOGETHER), None),
         together=next((m for m in report.memberships if m.site == TOGETHER), None),
         aucs={m.site: m for m in reversed(report.memberships)},
-        odds=math.exp(report.epsilon) if report.epsilon is not None else None,
+        odds=math.exp(epsilon) if epsilon is not None else None,
+        ceiling=auc_ceiling(epsilon, report.delta) if epsilon is not None else None,
+        gaussian_ceiling=gaussian_auc(epsilon, report.delta) if epsilon else None,
+        rows=_rows(report),
+        bounds=report.bounds[:MOST_ROWS],
+        copied_rows=copied,
+        copied_at={
+            site.site: _worst([row for row in copied if row[0] == site.site])
+            for site in report.sites
+        },
+        copied_together=_together(copied),
         charts=_charts(report, plan),
         table=half_width_table(),
         picture=shown,
@@ -91,18 +132,52 @@ def write_page(report: AuditReport, *, picture: bytes | None = None) -> str:
     )
 
 
+def _rows(report: AuditReport) -> list[Row]:
+    """Returns a line of the table of attacks for each score, the strongest first."""
+    known = {score.name: score for score in SCORES}
+    compared = (*report.memberships, *report.blind)
+    found = {(m.site, m.score): m.auc for m in compared}
+    places = [*(site.site for site in report.sites), TOGETHER]
+    rows = []
+    for name in dict.fromkeys(m.score for m in compared):
+        threat = known[name].threat.value if name in known else ""
+        what = known[name].what if name in known else OTHERS.get(name, "")
+        rows.append(Row(name, threat, what, [found.get((place, name)) for place in places]))
+    return rows
+
+
+def _worst(rows: Sequence[tuple[str, str, Copied]]) -> Copied | None:
+    """Returns the counts by the likeness that finds the largest excess."""
+    found = [copied for _, _, copied in rows]
+    return max(found, key=lambda c: c.members - c.non_members, default=None)
+
+
+def _together(rows: Sequence[tuple[str, str, Copied]]) -> dict[str, Any] | None:
+    """Returns the sums over hospitals by the likeness that finds the largest excess."""
+    sums: dict[str, dict[str, Any]] = {}
+    for _, likeness, copied in rows:
+        row = sums.setdefault(
+            likeness, {"likeness": likeness, "members": 0, "non_members": 0, "compared": 0}
+        )
+        for name in ("members", "non_members", "compared"):
+            row[name] += getattr(copied, name)
+    return max(sums.values(), key=lambda row: row["members"] - row["non_members"], default=None)
+
+
 def _charts(report: AuditReport, plan: StudyPlan) -> list[Chart]:
-    noise = plan.privacy.audit_noise if report.counts == "noised" else 0.0
-    found = {(m.site, m.score): m for m in report.memberships}
+    """Returns the strongest attack's chart at each hospital, and the blind baseline's."""
+    found = {(m.site, m.score): m for m in (*report.memberships, *report.blind)}
+    strongest = {m.site: m.score for m in reversed(report.memberships)}
     return [
-        _chart(site, name, score, found[site.site, name], noise)
+        _chart(site, name, site.scores[name], found[site.site, name], plan)
         for site in report.sites
-        for name, score in site.scores.items()
+        for name in dict.fromkeys((strongest[site.site], BLIND))
+        if name in site.scores
     ]
 
 
 def _chart(
-    site: SiteReport, name: str, score: ScoreReport, membership: Membership, noise: float
+    site: SiteReport, name: str, score: ScoreReport, membership: Membership, plan: StudyPlan
 ) -> Chart:
     first, last = _filled(score)
     width = math.ceil((last - first + 1) / MOST_BARS)
@@ -111,21 +186,26 @@ def _chart(
     non_members = [sum(score.non_members[i : min(i + width, last + 1)]) for i in starts]
     highest = max(*members, *non_members, 1.0)
     step = WIDTH / len(members)
-    turned = -1 if name in LOWER_IS_MEMBER else 1
-    curve = roc(BinnedScores(score.members[::turned], score.non_members[::turned], noise))
+    scores = binned(ScoreCounts(**score.model_dump(include=COUNTS)), name, plan)
+    curve = roc(scores)
     return Chart(
         site=site.site,
-        score=SCORES[name],
-        low=f"{site.edges[first]:.2g}",
-        high=f"{site.edges[last + 1]:.2g}",
+        score=name,
+        low=f"{score.edges[first]:.2g}",
+        high=f"{score.edges[last + 1]:.2g}",
         bars=tuple(
             Bar(round(i * step, 2), round(step / 2.2, 2), _tall(m, highest), _tall(n, highest))
             for i, (m, n) in enumerate(zip(members, non_members, strict=True))
         ),
-        curve=" ".join(f"{x * SIDE:.1f},{SIDE - y * SIDE:.1f}" for x, y in curve),
+        curve=_points(curve),
+        band=_points(roc_band(scores)),
         report=score,
         membership=membership,
     )
+
+
+def _points(curve: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x * SIDE:.1f},{SIDE - y * SIDE:.1f}" for x, y in curve)
 
 
 def _tall(count: float, highest: float) -> float:

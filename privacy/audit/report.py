@@ -15,21 +15,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...study.errors import VerificationError
 from ...study.identity import PublicKey
-from ...study.messages import Audited, Defaced
+from ...study.messages import Audited, Confirmed, Defaced, ScoreCounts
 from ...study.plan import StudyPlan
-from ..evidence import TOGETHER, Copied, Evidence, Membership, SiteEvidence
-from ..release import Finding, Verdict, decide
+from ..evidence import Copied, Evidence, LowerBound, Membership, Rate, SiteEvidence
+from ..finding import Finding, Verdict
+from ..release import decide
 from .answer import Answer, binned, read_answer, without_payload
+from .comparisons import compare, compare_rates, lower_bounds
 from .coverage import covered, not_covered, not_tested, notes
-from .membership import mean_of
-from .statistics import (
-    LEVEL,
-    Interval,
-    auc,
-    smallest_leak,
-    stratified_auc,
-    true_positive_rate,
-)
+from .scores.score import BLIND
+from .statistics import BinnedScores, Interval, true_positive_rate
 
 FALSE_POSITIVE_RATES = (0.01, 0.05, 0.10)
 
@@ -40,7 +35,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Rate(Frozen):
+class RateReport(Frozen):
     """Members found while at most `false_positive_rate` of the non-members are taken for one."""
 
     false_positive_rate: float
@@ -51,11 +46,10 @@ class Rate(Frozen):
 class ScoreReport(Frozen):
     """One score at one site, as histograms on the reply's bins, with what follows from them."""
 
+    edges: tuple[float, ...]
     members: tuple[float, ...]
     non_members: tuple[float, ...]
-    member_mean: float | None
-    non_member_mean: float | None
-    rates: tuple[Rate, ...]
+    rates: tuple[RateReport, ...]
 
 
 class SiteReport(Frozen):
@@ -68,9 +62,13 @@ class SiteReport(Frozen):
     epsilon: float | None
     members: float
     non_members: float
-    edges: tuple[float, ...]
     scores: dict[str, ScoreReport]
-    copies: dict[str, float]
+    copies: dict[str, dict[str, float]]
+    distances: dict[str, float]
+    confirmed: Confirmed
+    checked: int
+    trained: int | None
+    seconds: float
     request: str
     reply: str
 
@@ -78,7 +76,7 @@ class SiteReport(Frozen):
 class AuditReport(Frozen):
     """The audit of one set of weights, worst site first."""
 
-    format: Literal["voxfed.audit.v1"] = "voxfed.audit.v1"
+    format: Literal["voxfed.audit.v2"] = "voxfed.audit.v2"
     created: str
     versions: dict[str, str]
     study: str
@@ -95,6 +93,9 @@ class AuditReport(Frozen):
     findings: tuple[Finding, ...]
     sites: tuple[SiteReport, ...]
     memberships: tuple[Membership, ...]
+    blind: tuple[Membership, ...]
+    rates: tuple[Rate, ...]
+    bounds: tuple[LowerBound, ...]
     absent: dict[str, float | None]
     covered: tuple[str, ...]
     not_covered: tuple[str, ...]
@@ -170,13 +171,22 @@ def build_report(
         WireError: an answer is garbled.
     """
     replies = {a.site: read_answer(a, plan, weights_digest) for a in answers}
-    memberships = _memberships(plan, replies)
+    scores = _scores(plan, replies)
+    blind = {name: sites for name, sites in scores.items() if name == BLIND}
+    attacks = {name: sites for name, sites in scores.items() if name != BLIND}
+    memberships = compare(attacks, plan.release.auc_block)
     worst = {m.site: m.corrected.low for m in reversed(memberships)}
     ordered = sorted(answers, key=lambda a: (-worst.get(a.site, 0.0), a.site))
     sites = tuple(_site(answer, replies[answer.site], plan) for answer in ordered)
     epsilons = [site.epsilon for site in sites] + list(absent.values())
     known = [epsilon for epsilon in epsilons if epsilon is not None]
-    verdict, findings = decide(_evidence(plan, sites, memberships, absent))
+    compared = {
+        "memberships": memberships,
+        "blind": compare(blind, 0.5),
+        "rates": compare_rates(attacks),
+        "bounds": lower_bounds(attacks, plan.privacy.delta),
+    }
+    verdict, findings = decide(_evidence(plan, sites, compared, absent))
     return AuditReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=dict(versions),
@@ -193,7 +203,7 @@ def build_report(
         verdict=verdict,
         findings=tuple(findings),
         sites=sites,
-        memberships=memberships,
+        **compared,
         absent=dict(sorted(absent.items())),
         covered=covered(plan),
         not_covered=not_covered(plan),
@@ -202,58 +212,49 @@ def build_report(
     )
 
 
-def _memberships(plan: StudyPlan, replies: Mapping[str, Audited]) -> tuple[Membership, ...]:
-    """Returns AUCs of every score, at each site and together, the highest lower bound first."""
-    scores = sorted({score for reply in replies.values() for score in reply.members})
-    level = 1 - (1 - LEVEL) / max(1, len(scores) * (len(replies) + 1))
-    limit = plan.release.auc_block
-    found = []
-    for score in scores:
-        sites = {
-            n: binned(r, score, plan) for n, r in sorted(replies.items()) if score in r.members
-        }
-        groups = {name: [scores] for name, scores in sites.items()}
-        groups[TOGETHER] = list(sites.values())
-        for name, group in groups.items():
-            together = auc(group[0]) if name != TOGETHER else stratified_auc(group)
-            corrected = stratified_auc(group, level=level)
-            leak = smallest_leak(group, limit, level=level)
-            found.append(Membership(name, score, together, corrected, leak))
-    return tuple(sorted(found, key=lambda m: -m.corrected.low))
+def _scores(plan: StudyPlan, replies: Mapping[str, Audited]) -> dict[str, dict[str, BinnedScores]]:
+    """Returns the histograms of every score by site."""
+    found: dict[str, dict[str, BinnedScores]] = {}
+    for site, reply in sorted(replies.items()):
+        for score, counts in reply.scores.items():
+            found.setdefault(score, {})[site] = binned(counts, score, plan)
+    return dict(sorted(found.items()))
 
 
 def _site(answer: Answer, reply: Audited, plan: StudyPlan) -> SiteReport:
-    scores = {name: _score(reply, name, plan) for name in sorted(reply.members)}
-    first = next(iter(scores))
+    scores = {name: _score(counts, name, plan) for name, counts in sorted(reply.scores.items())}
+    first = next(iter(reply.scores.values()))
     return SiteReport(
         site=answer.site,
         declared_patients=reply.declared_patients,
         defaced=reply.defaced,
         pseudo_patients=reply.pseudo_patients,
         epsilon=reply.epsilon,
-        members=sum(reply.members[first]),
-        non_members=sum(reply.non_members[first]),
-        edges=reply.edges,
+        members=sum(first.members),
+        non_members=sum(first.non_members),
         scores=scores,
         copies=reply.copies,
+        distances=reply.distances,
+        confirmed=reply.confirmed,
+        checked=reply.checked,
+        trained=reply.trained,
+        seconds=reply.seconds,
         request=base64.b64encode(without_payload(answer.request)).decode(),
         reply=base64.b64encode(answer.reply).decode(),
     )
 
 
-def _score(reply: Audited, name: str, plan: StudyPlan) -> ScoreReport:
-    scores = binned(reply, name, plan)
+def _score(counts: ScoreCounts, name: str, plan: StudyPlan) -> ScoreReport:
+    scores = binned(counts, name, plan)
     rates = []
     for rate in FALSE_POSITIVE_RATES:
-        pair = true_positive_rate(scores, rate)
+        pair = true_positive_rate([scores], rate)
         if pair is not None:
-            rates.append(Rate(false_positive_rate=rate, found=pair[0], realised=pair[1]))
-    exact = scores.noise == 0
+            rates.append(RateReport(false_positive_rate=rate, found=pair[0], realised=pair[1]))
     return ScoreReport(
-        members=reply.members[name],
-        non_members=reply.non_members[name],
-        member_mean=mean_of(reply.members[name], reply.edges) if exact else None,
-        non_member_mean=mean_of(reply.non_members[name], reply.edges) if exact else None,
+        edges=counts.edges,
+        members=counts.members,
+        non_members=counts.non_members,
         rates=tuple(rates),
     )
 
@@ -261,29 +262,44 @@ def _score(reply: Audited, name: str, plan: StudyPlan) -> ScoreReport:
 def _evidence(
     plan: StudyPlan,
     sites: Sequence[SiteReport],
-    memberships: tuple[Membership, ...],
+    compared: Mapping[str, Any],
     absent: Mapping[str, float | None],
 ) -> Evidence:
     return Evidence(
         private=plan.privacy.enabled,
         allowed_without_privacy=plan.release.allow_without_privacy,
         epsilon_limit=plan.privacy.epsilon,
+        delta=plan.privacy.delta,
         auc_block=plan.release.auc_block,
         auc_half_width=plan.release.auc_half_width,
-        sites=tuple(
-            SiteEvidence(s.site, s.epsilon, _copied(s.copies), s.pseudo_patients) for s in sites
-        ),
-        memberships=memberships,
+        rate_block=plan.release.rate_block,
+        sites=tuple(_site_evidence(site) for site in sites),
         absent=absent,
+        **compared,
     )
 
 
-def _copied(copies: Mapping[str, float]) -> Copied | None:
+def _site_evidence(site: SiteReport) -> SiteEvidence:
+    copied = {space: found for space, counts in site.copies.items() if (found := copied_of(counts))}
+    return SiteEvidence(
+        name=site.site,
+        epsilon=site.epsilon,
+        copied=copied,
+        confirmed=site.confirmed.members,
+        confirmed_held_out=site.confirmed.held_out,
+        samples=max((found.samples for found in copied.values()), default=0),
+        trained=site.trained,
+        pseudo_patients=site.pseudo_patients,
+    )
+
+
+def copied_of(counts: Mapping[str, float]) -> Copied | None:
+    """Returns a reply's counts of copies by one likeness, or None where it has not all of them."""
     names = ("samples", "compared", "memorised_members", "memorised_non_members")
     strict = ("strict_memorised_members", "strict_memorised_non_members")
-    if not all(name in copies for name in (*names, *strict)):
+    if not all(name in counts for name in (*names, *strict)):
         return None
-    return Copied(*(round(copies[name]) for name in (*names, *strict)))
+    return Copied(*(round(counts[name]) for name in (*names, *strict)))
 
 
 def _bytes(text: str, site: str) -> bytes:

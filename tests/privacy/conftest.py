@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from voxfed.privacy.accounting import Event
 from voxfed.privacy.audit.answer import Answer
+from voxfed.privacy.audit.binning import quantile_bins
 from voxfed.privacy.audit.membership import EDGES, RECONSTRUCTION, histogram
 from voxfed.privacy.audit.page import write_page
 from voxfed.privacy.audit.report import AuditReport, build_report
+from voxfed.privacy.audit.scores.score import BLIND
 from voxfed.privacy.bundle import build, bundle_digest, read_report
 from voxfed.privacy.decision import sign_approval, sign_rejection, warnings_of
 from voxfed.privacy.ledger import Ledger, RoundKey
 from voxfed.privacy.model_card import model_card
 from voxfed.study.identity import SigningKey
-from voxfed.study.messages import Audited, AuditRequest, encode, request_digest
+from voxfed.study.messages import Audited, AuditRequest, ScoreCounts, encode, request_digest
 from voxfed.study.plan import StudyPlan
 
 WEIGHTS = b"the weights, as they were audited"
@@ -70,15 +72,25 @@ def make_plan(
     return StudyPlan.from_text(text.encode())
 
 
-def make_copies(members: int, non_members: int, compared: int = 10) -> dict[str, float]:
-    return {
-        "samples": 200.0,
+def make_copies(
+    members: int, non_members: int, compared: int = 10, samples: int = 600
+) -> dict[str, dict[str, float]]:
+    counts = {
+        "samples": float(samples),
         "compared": float(compared),
         "memorised_members": float(members),
         "memorised_non_members": float(non_members),
         "strict_memorised_members": 0.0,
         "strict_memorised_non_members": 0.0,
     }
+    return {"voxels": counts}
+
+
+def make_counts(members: Sequence[float], others: Sequence[float]) -> ScoreCounts:
+    edges = quantile_bins(members, others) if members else (0.0, 1.0)
+    return ScoreCounts(
+        edges=edges, members=histogram(members, edges), non_members=histogram(others, edges)
+    )
 
 
 @dataclass
@@ -87,14 +99,16 @@ class Scene:
 
     Attributes:
         patients: members and non-members at each site.
-        leak: how many standard deviations members' errors lie below those of non-members.
+        leak: how many standard deviations members' scores lie above those of non-members.
+        blind: as `leak`, of the blind baseline; None where it was not run.
     """
 
     folder: Path
     patients: int = 10
     leak: float = 0.0
     epsilon: float | None = 7.5
-    copies: Mapping[str, float] = field(default_factory=lambda: make_copies(1, 1))
+    copies: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: make_copies(1, 1))
+    blind: float | None = 0.0
     absent: Mapping[str, float | None] = field(default_factory=dict)
     pseudo: tuple[str, ...] = ()
     weights: bytes = WEIGHTS
@@ -146,30 +160,55 @@ class Scene:
         """A site's answer, with some of its reply changed."""
         request = encode(
             AuditRequest(
-                site=site, study=plan.name, plan_digest=plan.digest, lineage="{}", samples=200
+                site=site,
+                study=plan.name,
+                plan_digest=plan.digest,
+                lineage="{}",
+                weights_digest=hashlib.sha256(self.weights).hexdigest(),
+                weights_size=len(self.weights),
+                samples_digest=hashlib.sha256(b"").hexdigest(),
+                samples_size=0,
+                extractor_digest=hashlib.sha256(b"").hexdigest(),
+                samples=600,
             ),
             self.keys["coordinator"],
             self.weights,
         )
-        generator = np.random.default_rng(SITES.index(site))
-        members = 0.1 * np.exp(0.2 * (generator.normal(size=self.patients) - self.leak))
-        non_members = 0.1 * np.exp(0.2 * generator.normal(size=self.patients))
+        exact = plan.privacy.audit_counts == "exact"
         facts = {
             "study": plan.name,
             "request_digest": request_digest(request),
             "weights_digest": hashlib.sha256(self.weights).hexdigest(),
             "epsilon": self.epsilon,
             "counts": plan.privacy.audit_counts,
-            "edges": EDGES,
-            "members": {RECONSTRUCTION: histogram(members, EDGES)},
-            "non_members": {RECONSTRUCTION: histogram(non_members, EDGES)},
-            "copies": dict(self.copies),
+            "scores": self.scores(site) if exact else self.noised(site),
+            "copies": dict(self.copies) if exact else {},
+            "trained": 20,
+            "checked": 6,
             "declared_patients": 20,
             "defaced": "not-head",
             "pseudo_patients": site in self.pseudo,
         }
         reply = encode(Audited(**{**facts, **changes}), self.keys[site])
         return Answer(site, self.keys[site].public, request, reply)
+
+    def scores(self, site: str) -> dict[str, ScoreCounts]:
+        """The exact histograms of an attack and of the blind baseline."""
+        generator = np.random.default_rng(SITES.index(site))
+        found = {}
+        for name, leak in ((RECONSTRUCTION, self.leak), (BLIND, self.blind)):
+            if leak is not None:
+                members = generator.normal(leak, size=self.patients).tolist()
+                others = generator.normal(size=self.patients).tolist()
+                found[name] = make_counts(members, others)
+        return found
+
+    def noised(self, site: str) -> dict[str, ScoreCounts]:
+        """The histograms of errors on fixed bins, as they are before noise."""
+        generator = np.random.default_rng(SITES.index(site))
+        errors = 0.1 * np.exp(0.2 * generator.normal(size=(2, self.patients)))
+        members, others = (histogram(row, EDGES) for row in errors)
+        return {RECONSTRUCTION: ScoreCounts(edges=EDGES, members=members, non_members=others)}
 
     def report(self, plan: StudyPlan) -> AuditReport:
         """The report on the answers of all sites that are not absent."""
@@ -220,5 +259,5 @@ def plan() -> Callable[..., StudyPlan]:
 
 
 @pytest.fixture
-def copies() -> Callable[..., dict[str, float]]:
+def copies() -> Callable[..., dict[str, dict[str, float]]]:
     return make_copies

@@ -5,26 +5,52 @@ import itertools
 
 import pytest
 from voxfed.privacy.audit.statistics import Interval
-from voxfed.privacy.evidence import TOGETHER, Copied, Evidence, Membership, SiteEvidence
-from voxfed.privacy.release import RULES, Finding, Verdict, decide
+from voxfed.privacy.evidence import (
+    TOGETHER,
+    Copied,
+    Evidence,
+    LowerBound,
+    Membership,
+    Rate,
+    SiteEvidence,
+)
+from voxfed.privacy.finding import Finding, Verdict
+from voxfed.privacy.release import RULES, decide
 
 HARMLESS = Membership("north", "reconstruction", Interval(0.5, 0.44, 0.56),
                       Interval(0.5, 0.42, 0.58), 0.7)  # fmt: skip
+SITE = SiteEvidence(
+    name="north",
+    epsilon=7.9,
+    copied={"voxels": Copied(2000, 100, 3, 3, 0, 0)},
+    confirmed=0,
+    confirmed_held_out=0,
+    samples=2000,
+    trained=100,
+    pseudo_patients=False,
+)
 CLEAN = Evidence(
     private=True,
     allowed_without_privacy=False,
     epsilon_limit=8.0,
+    delta=1e-5,
     auc_block=0.6,
     auc_half_width=0.08,
+    rate_block=0.03,
     sites=(
-        SiteEvidence("north", 7.9, Copied(200, 100, 3, 3, 0, 0), False),
-        SiteEvidence("valley", 7.0, Copied(200, 100, 2, 3, 0, 0), False),
+        SITE,
+        dataclasses.replace(
+            SITE, name="valley", epsilon=7.0, copied={"voxels": Copied(2000, 100, 2, 3, 0, 0)}
+        ),
     ),
     memberships=(
         HARMLESS,
         dataclasses.replace(HARMLESS, site="valley"),
         dataclasses.replace(HARMLESS, site=TOGETHER),
     ),
+    blind=(dataclasses.replace(HARMLESS, score="blind baseline"),),
+    rates=(),
+    bounds=(LowerBound("north", "reconstruction", 1.0, 1.5, 2.8, 5.5),),
     absent={},
 )
 
@@ -40,6 +66,10 @@ def site(**facts: object) -> tuple[SiteEvidence, ...]:
 def membership(low: float, where: str = "north") -> tuple[Membership, ...]:
     found = dataclasses.replace(HARMLESS, site=where, corrected=Interval(low + 0.1, low, low + 0.2))
     return (found, *CLEAN.memberships)
+
+
+def bound(epsilon: float) -> tuple[LowerBound, ...]:
+    return (dataclasses.replace(CLEAN.bounds[0], general=epsilon), *CLEAN.bounds)
 
 
 def test_a_clean_audit_passes_every_rule() -> None:
@@ -62,11 +92,45 @@ TABLE = [
     ({"memberships": ()}, "membership, worst site", "WARN"),
     ({"memberships": ()}, "enough patients", "WARN"),
     ({"auc_half_width": 0.05}, "enough patients", "WARN"),
-    ({"sites": site(copied=None)}, "copies of patients", "WARN"),
-    ({"sites": site(copied=Copied(200, 100, 9, 3, 0, 0))}, "copies of patients", "PASS"),
-    ({"sites": site(copied=Copied(200, 100, 30, 3, 0, 0))}, "copies of patients", "BLOCK"),
-    ({"sites": site(copied=Copied(200, 100, 3, 3, 15, 0))}, "copies of patients", "BLOCK"),
-    ({"sites": site(copied=Copied(200, 100, 3, 30, 0, 0))}, "copies of patients", "PASS"),
+    ({"sites": site(copied={})}, "copies of patients", "WARN"),
+    (
+        {"sites": site(copied={"octants": Copied(200, 100, 9, 3, 0, 0)})},
+        "copies of patients",
+        "PASS",
+    ),
+    (
+        {"sites": site(copied={"octants": Copied(200, 100, 30, 3, 0, 0)})},
+        "copies of patients",
+        "BLOCK",
+    ),
+    (
+        {"sites": site(copied={"octants": Copied(200, 100, 3, 3, 15, 0)})},
+        "copies of patients",
+        "BLOCK",
+    ),
+    (
+        {"sites": site(copied={"octants": Copied(200, 100, 3, 30, 0, 0)})},
+        "copies of patients",
+        "PASS",
+    ),
+    ({"sites": site(confirmed=1)}, "copies of patients", "BLOCK"),
+    ({"sites": site(confirmed=1, confirmed_held_out=1)}, "copies of patients", "PASS"),
+    ({"sites": site(trained=100)}, "enough samples", "PASS"),
+    ({"sites": site(trained=101)}, "enough samples", "WARN"),
+    ({"blind": ()}, "blind baseline", "WARN"),
+    ({"blind": membership(0.5)[:1]}, "blind baseline", "PASS"),
+    ({"blind": membership(0.501)[:1]}, "blind baseline", "INVALID"),
+    ({"rates": (Rate("north", "PIA", Interval(0.05, 0.03, 0.1)),)}, "surely found members", "PASS"),
+    (
+        {"rates": (Rate("north", "PIA", Interval(0.05, 0.031, 0.1)),)},
+        "surely found members",
+        "BLOCK",
+    ),
+    ({"bounds": ()}, "below the claimed epsilon", "PASS"),
+    ({"bounds": bound(7.9)}, "below the claimed epsilon", "PASS"),
+    ({"bounds": bound(7.91)}, "below the claimed epsilon", "BLOCK"),
+    ({"sites": site(epsilon=0.2)}, "below the claimed epsilon", "BLOCK"),
+    ({"memberships": membership(0.9997)}, "below the claimed epsilon", "BLOCK"),
     ({"absent": {"harbour": 7.0}}, "audit complete", "WARN"),
     ({"absent": {"harbour": None}, "private": False}, "audit complete", "BLOCK"),
     ({"sites": (), "memberships": (), "absent": {"a": 1.0}}, "audit complete", "BLOCK"),
@@ -81,14 +145,14 @@ def test_each_rule_on_either_side_of_its_limit(
     finding = of_rule(dataclasses.replace(CLEAN, **facts), rule)
     assert finding.verdict.value == expected, finding
     if expected == "BLOCK" and finding.value is not None:
-        assert "(got " in finding.detail
+        assert "(" in finding.detail
 
 
 def test_small_sites_that_each_copy_are_blocked_together() -> None:
     """Three of five at one site may be chance; at three sites it is not."""
-    copied = Copied(50, 5, 3, 0, 0, 0)
-    one = dataclasses.replace(CLEAN, sites=(SiteEvidence("a", 1.0, copied, False),))
-    three = tuple(SiteEvidence(name, 1.0, copied, False) for name in "abc")
+    copied = {"voxels": Copied(50, 5, 3, 0, 0, 0)}
+    three = tuple(dataclasses.replace(SITE, name=name, copied=copied) for name in "abc")
+    one = dataclasses.replace(CLEAN, sites=three[:1])
     assert of_rule(one, "copies of patients").verdict is Verdict.PASS
     found = of_rule(dataclasses.replace(CLEAN, sites=three), "copies of patients")
     assert found.verdict is Verdict.BLOCK
@@ -111,7 +175,7 @@ def test_the_gravest_finding_decides_and_comes_first() -> None:
     severities = [finding.verdict.severity for finding in findings]
     assert verdict is Verdict.BLOCK
     assert severities == sorted(severities, reverse=True)
-    assert [v.severity for v in Verdict] == [0, 1, 2]
+    assert [v.severity for v in Verdict] == [0, 1, 2, 3]
 
 
 def test_no_combination_of_faults_weakens_a_verdict() -> None:

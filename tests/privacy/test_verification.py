@@ -11,7 +11,7 @@ import pytest
 from voxfed.privacy.audit.report import AuditReport
 from voxfed.privacy.bundle import CONTENT, add_decision, bundle_digest
 from voxfed.privacy.decision import ATTESTATION, DECISION_TYPE
-from voxfed.privacy.release import Verdict
+from voxfed.privacy.finding import Verdict
 from voxfed.privacy.verification import check_whole, examine, verify
 from voxfed.study.errors import PlanError, VerificationError
 from voxfed.study.identity import sign_envelope, statement

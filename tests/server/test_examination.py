@@ -22,7 +22,7 @@ from voxfed.client.worker import Worker
 from voxfed.models.phantoms import HOSPITALS, write_cohort
 from voxfed.models.quality.encoder import Encoder
 from voxfed.models.quality.features import contrastive
-from voxfed.privacy.release import Verdict
+from voxfed.privacy.finding import Verdict
 from voxfed.server import exchange, inquiry, rounds
 from voxfed.server.coordinator import Coordinator, CoordinatorSettings, create
 from voxfed.server.evaluation_page import picture_of, report_evaluation

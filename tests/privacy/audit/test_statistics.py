@@ -1,11 +1,13 @@
 """AUC, intervals and rates against brute force, published values and simulation."""
 
+import dataclasses
 import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
+from voxfed.privacy.audit.scores.fusion import fuse
 from voxfed.privacy.audit.statistics import (
     NOTHING_KNOWN,
     BinnedScores,
@@ -50,12 +52,42 @@ def test_delong_variance_is_that_of_the_placements() -> None:
     assert binned(members, others, fine).delong_variance == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_score_fitted_to_the_coins_has_twice_the_variance() -> None:
+    """Cross-validated noise told apart from noise: the widened interval covers, the plain does not.
+
+    The truth is the mean AUC of such fits, which is a little below 0.5 without a leak.
+    """
+    generator = np.random.default_rng(9)
+    plain, widened = [], []
+    for _ in range(400):
+        coins = generator.permutation(np.arange(60) < 30)
+        found = fuse(generator.normal(size=(60, 6)), coins, seed=1, permutations=0).scores
+        scores = binned(found[coins], found[~coins], np.linspace(-4, 4, 161))
+        plain.append(auc(scores))
+        widened.append(auc(dataclasses.replace(scores, fitted=True)))
+    truth = np.mean([one.value for one in plain])
+    assert np.mean([one.low <= truth <= one.high for one in plain]) < 0.91
+    assert np.mean([one.low <= truth <= one.high for one in widened]) >= 0.93
+    spread = np.std([one.value for one in plain])
+    assert spread == pytest.approx(math.sqrt(2 * newcombe_variance(0.5, 30, 30)), rel=0.1)
+
+
 def test_interval_ends_solve_newcombes_equation() -> None:
-    scores = BinnedScores((1, 2, 3, 4), (3, 3, 2, 2))
-    found = auc(scores)
-    for end in (found.low, found.high):
-        margin = 1.959964 * math.sqrt(newcombe_variance(end, 10, 10))
-        assert abs(found.value - end) == pytest.approx(margin, rel=1e-5)
+    for fitted, repeats in ((False, 1), (True, 2)):
+        found = auc(BinnedScores((1, 2, 3, 4), (3, 3, 2, 2), fitted=fitted))
+        for end in (found.low, found.high):
+            margin = 1.959964 * math.sqrt(repeats * newcombe_variance(end, 10, 10))
+            assert abs(found.value - end) == pytest.approx(margin, rel=1e-5)
+
+
+def test_a_fitted_score_sees_only_larger_leaks() -> None:
+    """The power that is stated counts the doubled variance."""
+    halves = (0.0, 60.0, 0.0)
+    fixed = smallest_leak([BinnedScores(halves, halves)], 0.6)
+    fitted = smallest_leak([BinnedScores(halves, halves, fitted=True)], 0.6)
+    assert fixed is not None
+    assert fitted is not None
+    assert fixed + 0.03 < fitted < 1
 
 
 def test_half_widths_are_those_of_hanley_and_mcneil_for_many_patients() -> None:

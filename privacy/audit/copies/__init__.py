@@ -1,0 +1,1 @@
+"""The search for copies of patients among synthetic volumes."""

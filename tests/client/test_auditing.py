@@ -28,6 +28,11 @@ def _audit(hospital: Any, weights: bytes, **more: Any) -> bytes:
         study="trunks",
         plan_digest=hospital.plan.digest,
         lineage=record.sign(hospital.coordinator).decode(),
+        weights_digest=messages.hash_of(weights),
+        weights_size=len(weights),
+        samples_digest=messages.hash_of(b""),
+        samples_size=0,
+        extractor_digest=messages.hash_of(b""),
         samples=0,
     )
     return messages.encode(header, hospital.coordinator, weights)
@@ -47,10 +52,8 @@ def test_an_audit_waits_for_its_operator(hospital: Any) -> None:
     assert audited.weights_digest == messages.hash_of(hospital.weights)
     assert hospital.opened(here.answer(request)) == (receipt, committed)
     assert _charges(hospital) == [("audit", 1)]
-    sizes = len(audited.edges) - 1
-    assert {len(audited.members["reconstruction"]), len(audited.non_members["reconstruction"])} == {
-        sizes
-    }
+    (counts,) = audited.scores.values()
+    assert len(counts.members) == len(counts.non_members) == len(counts.edges) - 1 == 16
 
 
 @pytest.mark.parametrize(

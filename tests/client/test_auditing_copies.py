@@ -11,9 +11,10 @@ import streams
 import torch
 from families import tiny_plan
 from torch import Tensor
-from voxfed.client.auditing import _copies
+from voxfed.client.auditing import _givers, _made
 from voxfed.models.base import Batch, Condition
-from voxfed.privacy.audit.extraction import find_copies
+from voxfed.privacy.audit.copies.search import Copies, search
+from voxfed.privacy.audit.copies.spaces import VOXELS
 
 SHAPE = (8, 8, 8)
 MEMBERS = [f"m{n}" for n in range(10)]
@@ -33,9 +34,6 @@ class Patients:
 
     def batches(self, patient: str) -> list[Batch]:
         return [Batch(self.volumes[patient], Condition(source=self.sources[patient]))]
-
-    def table(self, patients: list[str]) -> dict[str, list[np.ndarray]]:
-        return {patient: [self.volumes[patient][0].numpy()] for patient in patients}
 
 
 class Translator:
@@ -57,17 +55,25 @@ class Translator:
         return self.patients.volumes[owner]
 
 
-def search(leaks: bool) -> tuple[dict[str, float], set[str]]:
-    """Return the counts of copies and who gave a source."""
+def searched(leaks: bool) -> tuple[Copies, set[str]]:
+    """Return the counts of copies by voxels, and who gave a source."""
     patients = Patients()
     family = Translator(patients, leaks)
-    manifest = SimpleNamespace(audited_members=MEMBERS, held_out=HELD_OUT)
     warm: Any = SimpleNamespace(
-        approval=SimpleNamespace(plan=PLAN, manifest=manifest),
+        approval=SimpleNamespace(plan=PLAN),
         trainer=SimpleNamespace(family=family, device=torch.device("cpu")),
         scans=patients,
     )
-    return _copies(warm, 30, b"weights"), family.givers
+    request: Any = SimpleNamespace(samples=30, weights_digest="ab" * 32)
+    givers = _givers(HELD_OUT)
+    made, checked = _made(warm, request, b"", givers)
+    assert checked == 0
+    groups = [
+        {name: patients.batches(name) for name in group if name not in givers}
+        for group in (MEMBERS, HELD_OUT)
+    ]
+    drawn = np.random.default_rng(1).bytes
+    return search(made, *groups, random_bytes=drawn).spaces[VOXELS], family.givers
 
 
 def test_members_are_compared_with_those_who_gave_no_source(
@@ -75,13 +81,11 @@ def test_members_are_compared_with_those_who_gave_no_source(
 ) -> None:
     """Copies of members are found beside faithful translations, which make nobody memorised."""
     streams.fix(monkeypatch)
-    drawn = np.random.default_rng(1).bytes
-    monkeypatch.setitem(find_copies.__kwdefaults__, "random_bytes", drawn)
-    honest, givers = search(leaks=False)
-    assert len(givers) == honest["compared"] == len(HELD_OUT) // 2
+    honest, givers = searched(leaks=False)
+    assert len(givers) == honest.compared == len(HELD_OUT) // 2
     assert givers < set(HELD_OUT)
-    likeness = honest["strict_memorised_members"] - honest["strict_memorised_non_members"]
+    likeness = honest.strict_memorised_members - honest.strict_memorised_non_members
     assert abs(likeness) <= 3  # by chance; -10 if those who gave a source were compared
-    found, _ = search(leaks=True)
-    assert found["strict_memorised_members"] == 5
-    assert found["strict_memorised_non_members"] <= 2
+    found, _ = searched(leaks=True)
+    assert found.strict_memorised_members == 5
+    assert found.strict_memorised_non_members <= 2

@@ -201,8 +201,8 @@ def confirmed(found: Mapping[str, Nearest]) -> npt.NDArray[np.intp]:
 
     A copy is confirmed where one sample is nearest to the same patient in a space of voxels and in
     one of features, and in both lies nearer to 1 than to the strict threshold. Strict matches in
-    two spaces alone come up by chance: in 5 % of simulated audits of honest generators with 100
-    members, 100 non-members and 1,000 samples, and in 17 % with 30, 30 and 200.
+    both alone come up by chance: in 3 % of simulated audits of honest generators with 100
+    members, 100 non-members and 1,000 samples, and in 10 % with 30, 30 and 200.
     """
     pixels, features = ([found[x] for x in names if x in found] for names in INDEPENDENT)
     patients = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ class Stream(nn.Module):
         along, number = 2 + self.axis, len(past.seen[0])
         features = self._here(self.first, before, 1) + place
         found = []
-        for n, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
+        layers = cast("list[nn.Conv3d]", list(self.layers))
+        for n, (layer, dilation) in enumerate(zip(layers, self.dilations, strict=True)):
             seen = past.seen[n]
             seen.append(functional.elu(features))
             early = seen[number - dilation] if number >= dilation else torch.zeros_like(features)
@@ -104,7 +105,7 @@ class Stream(nn.Module):
             found.append(features)
         return found
 
-    def _here(self, layer: nn.Module, pair: Tensor, dilation: int) -> Tensor:
+    def _here(self, layer: nn.Conv3d, pair: Tensor, dilation: int) -> Tensor:
         """Return a layer at one place, of the two places that it sees along the axis."""
         reach = [dilation if axis > self.axis else 0 for axis in range(3)]
         wide = [dilation if axis > self.axis else 1 for axis in range(3)]
@@ -164,8 +165,9 @@ class CausalNetwork(nn.Module):
             choose: from the outputs (n, outputs) of one voxel to its drawn inputs (n, inputs).
         """
         depth, height, width = self.shape
-        slices, rows, voxels = self.streams
-        places = [stream.place(self._places(n)) for stream in self.streams]
+        streams = cast("list[Stream]", list(self.streams))
+        slices, rows, voxels = streams
+        places = [stream.place(self._places(n)) for stream in streams]
         # two empty voxels in front of each axis: what lies before the first
         drawn = places[0].new_zeros((n, inputs, depth + 2, height + 2, width + 2))
         made = slices.begin([])
@@ -181,7 +183,8 @@ class CausalNetwork(nn.Module):
                     last = voxels.advance(line[..., w : w + 2], place, row)[-1]
                     outputs = self.last(functional.elu(last))
                     line[:, :, 0, 0, w + 2] = choose(outputs.flatten(1))
-        return drawn[:, :, 2:, 2:, 2:].contiguous()
+        found: Tensor = drawn[:, :, 2:, 2:, 2:].contiguous()
+        return found
 
     def _places(self, n: int) -> Tensor:
         numbers = torch.arange(math.prod(self.shape), device=self.places.weight.device)

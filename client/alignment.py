@@ -1,4 +1,8 @@
-"""Alignment: a mask or a source on the very grid of the image that it lies beside."""
+"""Alignment: an image and its mask or source on one grid, which the mask or source alone gives.
+
+A sample starts from a mask or source that lies beside no image, so that in training, too, the crop
+is round what that file shows: the nonzero labels of a mask, the foreground of a source.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +14,73 @@ import numpy.typing as npt
 from ..study.condition import ConditionSettings
 from ..study.errors import VolumeError
 from ..study.plan import VolumeSettings
-from .nifti import Grid, read_grid, read_volume
-from .volumes import BACKGROUND, grid_of, interpolate, to_unit_range
+from .nifti import Grid, Volume, read_grid, read_volume
+from .volumes import APART, crop, interpolate, place, places, preprocess
 
 Labels = npt.NDArray[np.int16]
 Voxels = npt.NDArray[np.float32]
 
-_APART = "make sure that both are of one session, or register one to the other and export it again"
 
-
-def align(
+def preprocess_beside(
     image: Path, beside: Path, settings: VolumeSettings, condition: ConditionSettings
-) -> Labels | Voxels:
-    """Reads what lies beside an image and puts it where `preprocess` puts the image's voxels.
+) -> Voxels:
+    """Reads an image as `preprocess` does, on the grid where `align` puts its mask or source.
 
-    Both headers say where voxels lie in the scanner's mm; nothing is registered. A source is
-    interpolated linearly and mapped to [-1, 1] by its own intensities; at each voxel of a mask the
-    structure with the largest share wins. Outside what was scanned both are background.
+    Both headers say where voxels lie in the scanner's mm; nothing is registered.
+
+    Returns:
+        (1, D, H, W) in [-1, 1]; background outside what was scanned.
+
+    Raises:
+        VolumeError: a file cannot be used, or the two do not lie in one place.
+    """
+    check_pair(read_grid(image), read_grid(beside))
+    return preprocess(image, settings, around=grid_of(beside, settings, condition))
+
+
+def align(beside: Path, settings: VolumeSettings, condition: ConditionSettings) -> Labels | Voxels:
+    """Reads a mask or source on the plan's grid, round what it shows itself.
+
+    A source is interpolated linearly and mapped to [-1, 1] by its own intensities; at each voxel of
+    a mask the structure with the largest share wins. Outside what was scanned is background.
 
     Returns:
         (1, D, H, W): int16 structures of a mask, or the float32 source in [-1, 1].
 
     Raises:
-        VolumeError: a file cannot be used, a mask holds other labels than the plan says, or the two
-            do not lie in one place.
+        VolumeError: the file cannot be used, or a mask holds other labels than the plan says.
     """
-    check_pair(read_grid(image), read_grid(beside))
+    volume = _read(beside, condition)
+    grid = _grid(volume, settings, condition)
+    if condition.kind == "source":
+        return place(volume, grid, condition)
+    matrix, offset, inside = places(volume.grid, grid)
+    return np.where(inside, _structures(volume.voxels, matrix, offset, grid.shape), 0)[None]
+
+
+def grid_of(beside: Path, settings: VolumeSettings, condition: ConditionSettings) -> Grid:
+    """Returns where the crop of a mask or source lies: round its foreground, along its axes.
+
+    A mask without a structure has the middle of its field of view.
+
+    Raises:
+        VolumeError: the file cannot be used, or a mask holds other labels than the plan says.
+    """
+    return _grid(_read(beside, condition), settings, condition)
+
+
+def _read(beside: Path, condition: ConditionSettings) -> Volume:
     volume = read_volume(beside, constant=condition.kind == "mask")
-    grid = grid_of(image, settings)
-    # rounded, so that equal grids give equal voxels
-    step = np.round(np.linalg.solve(volume.grid.affine, grid.affine), 9)
-    matrix, offset = step[:3, :3], step[:3, 3]
-    places = np.tensordot(matrix, np.indices(grid.shape), 1) + offset[:, None, None, None]
-    ends = np.array(volume.grid.shape)[:, None, None, None] - 0.5
-    inside = ((places >= -0.5) & (places <= ends)).all(axis=0)
-    if not inside.any():
-        raise VolumeError("it lies beside the part of the image that is read", hint=_APART)
     if condition.kind == "mask":
         check_labels(volume.voxels, condition.structures)
-        return np.where(inside, _structures(volume.voxels, matrix, offset, grid.shape), 0)[None]
-    moved = interpolate(volume.voxels, matrix, offset, grid.shape)
-    source = np.full(grid.shape, BACKGROUND, dtype=np.float32)
-    source[inside] = to_unit_range(moved[inside], condition)
-    return source[None]
+    return volume
+
+
+def _grid(volume: Volume, settings: VolumeSettings, condition: ConditionSettings) -> Grid:
+    shown = volume.voxels
+    if condition.kind == "mask":  # which structure it is must not weigh
+        shown = (shown != 0).astype(np.float32)
+    return crop(shown, volume.grid, settings)
 
 
 def check_pair(image: Grid, beside: Grid) -> None:
@@ -71,7 +99,7 @@ def check_pair(image: Grid, beside: Grid) -> None:
     step = np.linalg.solve(beside.affine, image.affine)
     places = step[:3, :3] @ corners + step[:3, 3:]
     if (places.max(1) < -0.5).any() or (places.min(1) > np.array(beside.shape) - 0.5).any():
-        raise VolumeError("it lies in another place than the image", hint=_APART)
+        raise VolumeError("it lies in another place than the image", hint=APART)
 
 
 def check_labels(voxels: Voxels, structures: int) -> None:

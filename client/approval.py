@@ -16,8 +16,8 @@ from ..study.files import write
 from ..study.identity import canonical
 from ..study.plan import StudyPlan, safe_name
 from ..study.schedule import Schedule
-from .alignment import align
-from .check import check_cohort
+from .alignment import align, preprocess_beside
+from .check import check_cohort, check_values
 from .cohort import Cohort, read_cohort
 from .finding import Verdict, shown
 from .manifest import Manifest, Progress, freeze
@@ -210,6 +210,7 @@ def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | Non
     terms = agree(plan, declared_size(patients))
     check_limits(site, plan, terms)
     if not frozen.exists():
+        check_values(cohort, plan.condition)
         _check_files(site, plan)
         _read_all(plan, cohort, progress)
         manifest = freeze(
@@ -270,9 +271,11 @@ def _read_all(plan: StudyPlan, cohort: Cohort, progress: Progress | None) -> Non
         for image in images:
             other = image.beside(plan.condition)
             try:
-                preprocess(image.path, plan.volumes)
-                if plan.condition is not None and other is not None:
-                    align(image.path, other, plan.volumes, plan.condition)
+                if plan.condition is None or other is None:
+                    preprocess(image.path, plan.volumes)
+                else:
+                    preprocess_beside(image.path, other, plan.volumes, plan.condition)
+                    align(other, plan.volumes, plan.condition)
             except VolumeError as fault:
                 raise Refusal(
                     f"{shown(image.path, cohort.folder)} cannot be used in this study",

@@ -1,7 +1,7 @@
 """Preprocessed volumes on disk, so that a scan is read once a study.
 
     CACHE/<digest of the image>/<digest of the settings>.npy
-    CACHE/<digest of the image>/<digest of the settings and of the mask or source>.npy
+    CACHE/<digest of the image>/<digest of the settings and of the mask or source>.npy, one of each
 
 Each entry ends in the SHA-256 of what precedes it; one that does not match is built again.
 """
@@ -13,6 +13,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,28 @@ from ..study.condition import ConditionSettings
 from ..study.errors import CohortChanged, ProcessError
 from ..study.files import write
 from ..study.plan import VolumeSettings
-from .alignment import Labels, Voxels, align
+from .alignment import Labels, Voxels, align, preprocess_beside
 from .cohort import digest
 from .volumes import preprocess
 
 # counted up when preprocess gives other voxels for the same settings
-VERSION = 1
+VERSION = 2
 _CHECKSUM = hashlib.sha256().digest_size  # bytes
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The mask or source of an image.
+
+    Attributes:
+        path: its file.
+        sha256: what the cohort manifest froze for it.
+        condition: which of the two it is, and how it is read.
+    """
+
+    path: Path
+    sha256: str
+    condition: ConditionSettings
 
 
 class VolumeCache:
@@ -44,43 +60,54 @@ class VolumeCache:
         self.folder = folder
         self.settings = settings
 
-    def get(self, path: Path, file_digest: str) -> npt.NDArray[np.float32]:
+    def get(
+        self, path: Path, file_digest: str, other: Beside | None = None
+    ) -> npt.NDArray[np.float32]:
         """Returns (1, D, H, W) in [-1, 1], preprocessed now or before.
 
         Args:
             path: the scan; read only when there is no sound entry.
             file_digest: the SHA-256 that the cohort manifest froze for it.
+            other: the mask or source that says where the scan is cropped.
 
         Raises:
-            CohortChanged: the scan is not the one that was approved.
-            VolumeError: the scan cannot be used.
+            CohortChanged: a file is not the one that was approved.
+            VolumeError: a file cannot be used.
             ProcessError: the cache cannot be written.
         """
+        settings = self.settings
+        if other is None:
+            return self._kept(
+                self._entry(file_digest, settings.model_dump_json()),
+                {path: file_digest},
+                lambda: preprocess(path, settings),
+            )
         return self._kept(
-            self._entry(file_digest, self.settings.model_dump_json()),
-            {path: file_digest},
-            lambda: preprocess(path, self.settings),
+            self._entry(file_digest, self._beside("image", other)),
+            {path: file_digest, other.path: other.sha256},
+            lambda: preprocess_beside(path, other.path, settings, other.condition),
         )
 
-    def beside(
-        self, image: tuple[Path, str], other: tuple[Path, str], condition: ConditionSettings
-    ) -> Labels | Voxels:
+    def beside(self, file_digest: str, other: Beside) -> Labels | Voxels:
         """Returns the mask or source of an image as `align` does, aligned now or before.
 
         Args:
-            image: the scan and the SHA-256 that the cohort manifest froze for it.
-            other: the mask or source and its SHA-256.
-            condition: which of the two it is, and how it is read.
+            file_digest: of the image, with which it is forgotten.
+            other: the mask or source.
 
         Raises:
-            CohortChanged, VolumeError, ProcessError: as `get`, of either file.
+            CohortChanged, VolumeError, ProcessError: as `get`, of the mask or source.
         """
-        text = f"{self.settings.model_dump_json()} {condition.model_dump_json()} {other[1]}"
         return self._kept(
-            self._entry(image[1], text),
-            dict((image, other)),
-            lambda: align(image[0], other[0], self.settings, condition),
+            self._entry(file_digest, self._beside(other.condition.kind, other)),
+            {other.path: other.sha256},
+            lambda: align(other.path, self.settings, other.condition),
         )
+
+    def _beside(self, what: str, other: Beside) -> str:
+        """Returns what decides over the voxels of an image or of its mask or source."""
+        settings, condition = self.settings.model_dump_json(), other.condition.model_dump_json()
+        return f"{what} {settings} {condition} {other.sha256}"
 
     def forget(self, file_digest: str) -> None:
         """Removes what was made of an image, and put beside it, under every plan's settings.

@@ -10,11 +10,12 @@ from pathlib import Path
 from ..study.condition import ConditionSettings
 from ..study.errors import VolumeError
 from .alignment import check_labels, check_pair
-from .cohort import survey
+from .cohort import Cohort, survey
 from .finding import Finding, Verdict, shown
 from .nifti import Volume, read_grid, read_volume
+from .participants import condition_numbers, read_participants
 
-__all__ = ["Finding", "Verdict", "as_json", "check_cohort", "unreadable_by"]
+__all__ = ["Finding", "Verdict", "as_json", "check_cohort", "check_values", "unreadable_by"]
 
 MAX_ANISOTROPY = 5.0  # thickest over thinnest voxel side
 MIN_SIDE = 8  # voxels
@@ -75,6 +76,17 @@ def check_cohort(
             for path in paths:
                 judged[path] = _twin(judged[path], paths, path, cohort.folder, len(patients) > 1)
     return sorted([*findings, *judged.values()], key=lambda finding: finding.path)
+
+
+def check_values(cohort: Cohort, condition: ConditionSettings | None) -> None:
+    """Refuse a cohort with a patient who lacks what is asked of participants.tsv; read no image.
+
+    Raises:
+        Refusal: how many patients, the first of them, and what is asked for.
+        VolumeError: the table of participants cannot be read.
+    """
+    if condition is not None and condition.kind in ("class", "attributes"):
+        condition_numbers(read_participants(cohort.folder), cohort.patients, condition)
 
 
 def as_json(findings: list[Finding]) -> dict[str, list[dict[str, str]]]:

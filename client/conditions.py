@@ -35,7 +35,7 @@ def asked(plan: StudyPlan, words: str) -> list[Condition]:
         return [_attributes(settings, words)]
     found = []
     for path in _images(Path(words)):
-        voxels = torch.from_numpy(align(path, path, plan.volumes, settings))[None]
+        voxels = torch.from_numpy(align(path, plan.volumes, settings))[None]
         mask = settings.kind == "mask"
         found.append(Condition(mask=voxels.long()) if mask else Condition(source=voxels))
     return found

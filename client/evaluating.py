@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..study.errors import VolumeError
 from ..study.figures import FigureRow, Intensities
 from ..study.messages import Evaluated, EvaluationRequest
-from .participants import read_participants
+from .participants import number_of, read_participants
 from .site import Site
 
 if TYPE_CHECKING:
@@ -125,11 +125,8 @@ def strata(participants: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str,
 
 def _band(age: str) -> str:
     """Return the band of an age in years, or nothing where it is no age."""
-    try:
-        years = float(age.removesuffix("+"))  # BIDS caps ages as "89+"
-    except ValueError:
-        return ""
-    if not 0 <= years <= OLDEST:
+    years = number_of(age)
+    if years is None or not 0 <= years <= OLDEST:
         return ""
     first = int(years) // BAND * BAND
     return f"age {first} to {first + BAND - 1}"

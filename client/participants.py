@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from ..study.errors import Refusal, VolumeError
 TABLES = {"participants.tsv": "\t", "participants.csv": ","}
 FIRST = ("participant_id", "patient")
 ABSENT = frozenset({"", "n/a"})  # BIDS writes a missing value as n/a
+HEADING = re.compile(r"[A-Za-z][A-Za-z _-]{0,39}")
+"""What is quoted as a column's name; where a table has none, a patient's row is not."""
 
 Participants = Mapping[str, Mapping[str, str]]
 
@@ -62,6 +65,17 @@ def condition_numbers(
     return {name: value for name, value in numbers.items() if value is not None}
 
 
+def number_of(cell: str) -> float | None:
+    """Return the number in a cell, or None where there is none; BIDS caps ages as "89+"."""
+    if "_" in cell:  # float takes 1_0 for 10
+        return None
+    try:
+        number = float(cell.removesuffix("+"))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _read(path: Path) -> dict[str, dict[str, str]]:
     participants: dict[str, dict[str, str]] = {}
     try:
@@ -98,8 +112,12 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
 
 def _check_columns(columns: list[str], name: str) -> None:
     if not columns or columns[0] not in FIRST:
+        first = columns[0] if columns else ""
         raise VolumeError(
-            f"{name}:1: the first column is another", expected=" or ".join(FIRST), hint="rename it"
+            f"{name}:1: the first column is another",
+            got=first if HEADING.fullmatch(first) else "no name of a column",
+            expected=" or ".join(FIRST),
+            hint=f"call the column that names the patients' folders {FIRST[0]}, and put it first",
         )
     if len(set(columns)) < len(columns):
         raise VolumeError(f"{name}:1: two columns have one name", hint="rename one")
@@ -112,11 +130,8 @@ def _numbers(values: Mapping[str, str], condition: ConditionSettings) -> tuple[f
         return (condition.values.index(value),) if value in condition.values else None
     scaled = []
     for column, (low, high) in zip(condition.columns, condition.ranges, strict=True):
-        try:
-            number = float(values.get(column, "nan"))
-        except ValueError:
-            number = math.nan
-        if not low <= number <= high:  # nan fails it
+        number = number_of(values.get(column, ""))
+        if number is None or not low <= number <= high:
             return None
         scaled.append(2 * (number - low) / (high - low) - 1)
     return tuple(scaled)

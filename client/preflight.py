@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..study.errors import VoxfedError
+from ..study.plan import StudyPlan
 from .approval import all_approvals
-from .check import as_json, check_cohort, unreadable_by
+from .check import as_json, check_cohort, check_values, unreadable_by
+from .cohort import read_cohort
 from .manifest import Progress
 from .processes import without_network
 from .site import Site, read_address
@@ -16,10 +18,13 @@ LONG_HOURS = 72.0
 
 
 def check_folder(
-    cohort: Path, modality: str = "", *, progress: Progress | None = None
+    cohort: Path, plan: StudyPlan | None = None, *, progress: Progress | None = None
 ) -> list[Row]:
-    """Return a finding for each file of a cohort; see client/check.py."""
-    return as_json(check_cohort(cohort, modality, progress=progress))["files"]
+    """Return a finding for each file that a plan would read, or for every file; see check.py."""
+    modality = plan.volumes.modality if plan is not None else ""
+    condition = plan.condition if plan is not None else None
+    findings = check_cohort(cohort, modality, condition=condition, progress=progress)
+    return as_json(findings)["files"]
 
 
 def check_network(site: Site) -> list[Row]:
@@ -42,9 +47,14 @@ def check_network(site: Site) -> list[Row]:
 def check_data(
     site: Site, *, uid: int | None = None, progress: Progress | None = None
 ) -> tuple[list[Row], list[Row]]:
-    """Check the cohort's files and one private step of each plan; return files and checks."""
+    """Check the cohort's files and one private step of each plan; return files and checks.
+
+    Where plans wait for a decision, the files are judged as each of them would read them.
+    """
     try:
-        files = check_folder(site.cohort, progress=progress)
+        approvals = [approval for approval in all_approvals(site) if approval.state != "rejected"]
+        waiting = [approval.plan for approval in approvals if approval.state == "pending"]
+        files = _files(site.cohort, waiting, progress)
         head = site.ledger.verify_chain()
     except VoxfedError as fault:
         return [], [_row("site", "FAIL", fault.message, fault.hint)]
@@ -57,10 +67,17 @@ def check_data(
             if unreadable
             else _row("reading", "PASS", f"all files readable by user {uid}", "")
         )
-    for approval in all_approvals(site):
-        if approval.state != "rejected":
-            rows.append(_rehearsed(site, approval.folder.name))
+    rows += [_patients_row(site.cohort, plan) for plan in waiting]
+    rows += [_rehearsed(site, approval.folder.name) for approval in approvals]
     return files, rows
+
+
+def _files(cohort: Path, plans: list[StudyPlan], progress: Progress | None) -> list[Row]:
+    """Return what each plan finds in the cohort, said once; without a plan, of every file."""
+    if not plans:
+        return check_folder(cohort, progress=progress)
+    found = [row for plan in plans for row in check_folder(cohort, plan, progress=progress)]
+    return list({(row["path"], row["reason"]): row for row in found}.values())
 
 
 def _network_row() -> Row:
@@ -69,6 +86,18 @@ def _network_row() -> Row:
         return _row("worker's network", "PASS", "none: a namespace of its own", "")
     remedy = "allow network namespaces, or use the container, which has network_mode: none"
     return _row("worker's network", "WARN", "this machine allows no namespaces", remedy)
+
+
+def _patients_row(folder: Path, plan: StudyPlan) -> Row:
+    """Say how many patients have all that a plan reads, or what is missing."""
+    name = f"patients of {plan.name}"
+    try:
+        cohort = read_cohort(folder, plan.volumes.modality, plan.condition)
+        check_values(cohort, plan.condition)
+    except VoxfedError as fault:
+        return _row(name, "FAIL", fault.message, fault.hint)
+    reads = plan.condition.summary if plan.condition is not None else "an image"
+    return _row(name, "PASS", f"{len(cohort.patients)} patients have {reads}", "")
 
 
 def _rehearsed(site: Site, study: str) -> Row:

@@ -14,7 +14,7 @@ from ..models.base import NO_CONDITION, Batch, Condition
 from ..study.condition import ConditionSettings
 from ..study.errors import CohortChanged
 from ..study.plan import VolumeSettings
-from .cache import VolumeCache
+from .cache import Beside, VolumeCache
 from .manifest import FrozenFile, Manifest, check_unchanged
 
 MEMORY_BYTES = 2 * 1024**3
@@ -46,7 +46,7 @@ class Scans:
         self._manifest, self._folder, self._device = manifest, folder, device
         self._cache = VolumeCache(cache, settings)
         self._known: dict[str, tuple[int, ...]] = {}
-        self._kept: dict[tuple[str, str], npt.NDArray[Any]] = {}
+        self._kept: dict[tuple[str, ...], npt.NDArray[Any]] = {}
         self._bytes = 0
 
     def check(self, patients: Iterable[str]) -> None:
@@ -80,17 +80,19 @@ class Scans:
 
     def _told(self, patient: str, file: FrozenFile) -> Condition:
         """Return what a volume is told, as a condition of one row."""
-        condition = self._condition
-        if condition is None:
+        other = self._beside(file)
+        if other is not None:
+            seen = self._keep(
+                ("beside", other.sha256), lambda: self._cache.beside(file.sha256, other)
+            )
+            if other.condition.kind == "mask":
+                return Condition(mask=self._tensor(seen[None].astype(np.int64)))
+            return Condition(source=self._tensor(seen[None]))
+        if self._condition is None:
             return NO_CONDITION
-        if condition.kind == "class":
+        if self._condition.kind == "class":
             return Condition(label=self._tensor(self._numbers(patient, np.int64)))
-        if condition.kind == "attributes":
-            return Condition(attributes=self._tensor(self._numbers(patient, np.float32)[None]))
-        beside = self._beside(file, condition)[None]
-        if condition.kind == "mask":
-            return Condition(mask=self._tensor(beside.astype(np.int64)))
-        return Condition(source=self._tensor(beside))
+        return Condition(attributes=self._tensor(self._numbers(patient, np.float32)[None]))
 
     def _numbers(self, patient: str, kind: type[np.generic]) -> npt.NDArray[Any]:
         if patient not in self._manifest.numbers:
@@ -98,20 +100,24 @@ class Scans:
         return np.array(self._manifest.numbers[patient], dtype=kind)
 
     def _volume(self, file: FrozenFile) -> npt.NDArray[np.float32]:
-        path = self._folder / file.path
-        return self._keep((file.sha256, ""), lambda: self._cache.get(path, file.sha256))
+        path, other = self._folder / file.path, self._beside(file)
+        key = file.sha256, other.sha256 if other else ""
+        return self._keep(("image", *key), lambda: self._cache.get(path, file.sha256, other))
 
-    def _beside(self, file: FrozenFile, condition: ConditionSettings) -> npt.NDArray[Any]:
-        other = file.beside
-        if other is None:
+    def _beside(self, file: FrozenFile) -> Beside | None:
+        """Return the mask or source that an image is cropped and told by, where the study has it.
+
+        Raises:
+            CohortChanged: the study has it, and the approved cohort has not.
+        """
+        condition = self._condition
+        if condition is None or condition.kind in ("class", "attributes"):
+            return None
+        if file.beside is None:
             raise CohortChanged("the approved cohort has no image beside this one", got=file.path)
-        image = self._folder / file.path, file.sha256
-        pair = self._folder / other.path, other.sha256
-        return self._keep(
-            (file.sha256, other.sha256), lambda: self._cache.beside(image, pair, condition)
-        )
+        return Beside(self._folder / file.beside.path, file.beside.sha256, condition)
 
-    def _keep(self, key: tuple[str, str], read: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    def _keep(self, key: tuple[str, ...], read: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         if key in self._kept:
             return self._kept[key]
         volume = read()

@@ -12,23 +12,33 @@ from scipy import ndimage
 from ..study.condition import ConditionSettings
 from ..study.errors import VolumeError
 from ..study.plan import VolumeSettings
-from .nifti import MAX_VOXELS, Grid, read_volume
+from .nifti import MAX_VOXELS, Grid, Volume, read_volume
 
 BACKGROUND = -1.0
+APART = "make sure that both are of one session, or register one to the other and export it again"
 
 _Voxels = npt.NDArray[np.float32]
 
 
-def preprocess(path: Path, settings: VolumeSettings) -> _Voxels:
+def preprocess(path: Path, settings: VolumeSettings, around: Grid | None = None) -> _Voxels:
     """Reads a scan and returns it as (1, D, H, W) in [-1, 1] on the plan's grid, axes R, A, S.
 
     The grid of `settings.spacing` mm is centred on the volume, then cropped or padded with
     background round the middle of the foreground. Nothing is estimated over more than this file.
 
+    Args:
+        path: the scan.
+        settings: the plan's grid and intensity.
+        around: where the voxels lie instead, in a study whose crop is that of a mask or source.
+
     Raises:
-        VolumeError: the file cannot be used, or nothing varies in the part that is kept.
+        VolumeError: the file cannot be used, nothing varies in the part that is kept, or the scan
+            shows nothing of `around`.
     """
-    voxels, start, _ = _placed(path, settings)
+    volume = read_volume(path)
+    if around is not None:
+        return place(volume, around, settings)
+    voxels, start, _ = _cropped(volume.voxels, volume.grid, settings)
     inside: list[slice] = []
     outside: list[slice] = []
     for length, begin, wanted in zip(voxels.shape, start, settings.shape, strict=True):
@@ -40,26 +50,58 @@ def preprocess(path: Path, settings: VolumeSettings) -> _Voxels:
     return placed
 
 
-def grid_of(path: Path, settings: VolumeSettings) -> Grid:
-    """Returns where the voxels that `preprocess` makes of a scan lie in the scanner's world.
+def crop(voxels: _Voxels, grid: Grid, settings: VolumeSettings) -> Grid:
+    """Returns the plan's grid round the middle of the foreground of (D, H, W), along its axes.
 
     Raises:
-        VolumeError: the file cannot be used.
+        VolumeError: the volume would have too many voxels at the plan's spacing.
     """
-    return _placed(path, settings)[2]
+    return _cropped(voxels, grid, settings)[2]
 
 
-def _placed(path: Path, settings: VolumeSettings) -> tuple[_Voxels, list[int], Grid]:
-    """Returns the scan at the plan's spacing, the first voxel of the crop, and the crop's grid."""
-    volume = read_volume(path)
-    voxels = resample(volume.voxels, volume.grid.spacing, settings.spacing)
-    bounds = zip(*foreground_box(voxels), settings.shape, strict=True)
+def _cropped(
+    voxels: _Voxels, grid: Grid, settings: VolumeSettings
+) -> tuple[_Voxels, list[int], Grid]:
+    """Returns the volume at the plan's spacing, the first voxel of the crop, and its grid."""
+    resampled = resample(voxels, grid.spacing, settings.spacing)
+    bounds = zip(*foreground_box(resampled), settings.shape, strict=True)
     start = [(low + high - wanted) // 2 for low, high, wanted in bounds]
-    factors = _factors(volume.grid.spacing, settings.spacing)
-    crop = np.diag([*factors, 1.0])
-    crop[:3, 3] = _offset(volume.voxels.shape, voxels.shape, factors) + factors * start
-    affine = volume.grid.affine @ crop
-    return voxels, start, Grid(settings.shape, affine, volume.grid.oriented)
+    factors = _factors(grid.spacing, settings.spacing)
+    step = np.diag([*factors, 1.0])
+    step[:3, 3] = _offset(voxels.shape, resampled.shape, factors) + factors * start
+    return resampled, start, Grid(settings.shape, grid.affine @ step, grid.oriented)
+
+
+def place(volume: Volume, grid: Grid, settings: VolumeSettings | ConditionSettings) -> _Voxels:
+    """Returns a volume in [-1, 1] on another grid, (1, D, H, W), background where it shows nothing.
+
+    Raises:
+        VolumeError: it shows nothing of the grid, or nothing varies in what it shows.
+    """
+    matrix, offset, inside = places(volume.grid, grid)
+    moved = interpolate(volume.voxels, matrix, offset, grid.shape)
+    placed = np.full((1, *grid.shape), BACKGROUND, dtype=np.float32)
+    placed[0][inside] = to_unit_range(moved[inside], settings)
+    return placed
+
+
+def places(
+    old: Grid, new: Grid
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Returns where new voxels lie among the old: (3, 3), offset (3,), which inside (D, H, W).
+
+    Raises:
+        VolumeError: not one of them lies inside.
+    """
+    # rounded, so that equal grids give equal voxels
+    step = np.round(np.linalg.solve(old.affine, new.affine), 9)
+    matrix, offset = step[:3, :3], step[:3, 3]
+    found = np.tensordot(matrix, np.indices(new.shape), 1) + offset[:, None, None, None]
+    ends = np.array(old.shape)[:, None, None, None] - 0.5
+    inside = np.asarray(((found >= -0.5) & (found <= ends)).all(axis=0))
+    if not inside.any():
+        raise VolumeError("the image shows nothing of the part that is read", hint=APART)
+    return matrix, offset, inside
 
 
 def inspect(path: Path) -> None:
@@ -145,10 +187,13 @@ def foreground_box(voxels: _Voxels) -> tuple[list[int], list[int]]:
 
     Foreground is what lies above a tenth of the range between the 1st and 99th percentile: that
     parts air from body in CT and noise from tissue in MR. Specks, the outer 0.5 %, are left out.
+    Of one value throughout, all is foreground: its middle is the field of view's.
     """
     low, high = (float(value) for value in np.percentile(voxels, (1.0, 99.0)))
     if high <= low:  # nearly all background: what differs from it is the foreground
         low, high = float(voxels.min()), float(voxels.max())
+    if high <= low:
+        return [0, 0, 0], list(voxels.shape)
     mask = voxels > low + 0.1 * (high - low)
     lower, upper = [], []
     for axis in range(3):

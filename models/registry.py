@@ -55,12 +55,14 @@ class Entry:
         spec: its settings.
         title: its usual abbreviation.
         source: the paper that it comes from.
+        obstacle: why it cannot be trained with differential privacy; nothing where it can.
     """
 
     family: Callable[[Any], Family]
     spec: type[Table]
     title: str
     source: str
+    obstacle: str = ""
 
 
 FAMILIES: dict[str, Entry] = {
@@ -100,7 +102,7 @@ class Description:
         tasks: what it can be trained for.
         stages: trained one after the other.
         parameters: trained numbers at the default settings.
-        privacy: "yes"; a family that cannot be trained with differential privacy would say why.
+        privacy: "yes", or why it cannot be trained with differential privacy.
         source: the paper that it comes from.
     """
 
@@ -131,7 +133,7 @@ def describe() -> tuple[Description, ...]:
                 tasks=tuple(TASKS[kind] for kind in _kinds(entry.spec)),
                 stages=family.stages,
                 parameters=sum(weight.numel() for weight in family.parameters()),
-                privacy="yes",
+                privacy=f"no: {entry.obstacle}" if entry.obstacle else "yes",
                 source=entry.source,
             )
         )
@@ -150,12 +152,19 @@ def check(plan: StudyPlan) -> Table:
     """Return the spec that the plan asks for.
 
     Raises:
-        PlanError: unknown family, settings that are wrong (it names every wrong key at once), or a
-            condition that the family does not take, or needs.
+        PlanError: unknown family, settings that are wrong (it names every wrong key at once), a
+            condition that the family does not take, or needs, or a budget for a family that
+            cannot be trained with privacy.
     """
     if plan.family not in FAMILIES:
         known = ", ".join(names())
         raise PlanError("unknown family", got=plan.family, expected=known, hint="voxfed models")
+    if plan.privacy.enabled and FAMILIES[plan.family].obstacle:
+        raise PlanError(
+            f"the family {plan.family} cannot be trained with privacy",
+            got=FAMILIES[plan.family].obstacle,
+            hint="choose one of which `voxfed models` says yes, or privacy.enabled = false",
+        )
     for key, where in {"shape": "volumes", **dict.fromkeys(TOLD, "condition")}.items():
         if key in plan.settings:
             raise PlanError(f"settings.{key}: unknown key", hint=f"it stands in [{where}]")

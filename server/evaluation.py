@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..models.quality.evaluation import EVERYBODY, LEAST_OF_A_GROUP
+from ..models.quality.intervals import FEWEST
 from ..study.errors import VerificationError, VoxfedError
 from ..study.figures import FigureRow, Intensities
 from ..study.identity import PublicKey
@@ -27,14 +28,28 @@ NOTES = (
     " real, and not between hospitals of different n. None compares across extractors.",
     "All hospitals together is the mean of their figures, weighted by n, not the figure of the"
     " patients taken together.",
+    "By sex and age a figure is given where 20 held-out patients have it. MS-SSIM between samples"
+    " is not: samples have no sex and no age. Nor are balanced accuracy and AUC of a group that"
+    " lacks one of the classes.",
     "Intervals hold 95 %: half-samples of patients and samples, or a bootstrap over patients for"
     " means over them.",
 )
-USEFUL = ", synthetic only"
 WITHOUT_UTILITY = (
     "There is no utility: the patients were told no classes and no masks, so that nothing can be"
     " learned from samples and tested on real volumes."
 )
+_PATIENTS = f"{FEWEST} held-out patients of whom samples were drawn"
+_MEMBERS = f"{FEWEST} members whose coin was flipped"
+_STRUCTURES = f"{_PATIENTS}, with a structure in their masks, and {_MEMBERS}"
+NEEDS = {
+    "source": {"PSNR, dB": _PATIENTS},
+    "mask": {"Dice": _STRUCTURES, "Dice, synthetic only": _STRUCTURES},
+    "class": {
+        "AUC, synthetic only": f"{_MEMBERS}, and held-out patients of two classes or more, none"
+        " so rare that a bootstrap hardly ever draws them all"
+    },
+}
+"""By what a model is told: figures that stand for all of their kind, and what each needs."""
 
 
 class Frozen(BaseModel):
@@ -160,17 +175,21 @@ def read_answers(
 
 
 def build_report(
-    sites: Sequence[SiteEvaluation], *, refused: Mapping[str, str], facts: Mapping[str, object]
+    sites: Sequence[SiteEvaluation],
+    *,
+    told: str,
+    refused: Mapping[str, str],
+    facts: Mapping[str, object],
 ) -> EvaluationReport:
     """Join the sites' figures.
 
     Args:
         sites: what each answered, at least one.
+        told: the kind of the plan's condition, or "none".
         refused: sites that did not, with the code they gave.
         facts: the report's other fields.
     """
     pooled = together(sites)
-    useful = any(row.name.endswith(USEFUL) for row in pooled)
     values: dict[str, object] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sites": tuple(sites),
@@ -178,9 +197,23 @@ def build_report(
         "together": pooled,
         "worst": {row.name: worst(row.name, sites) for row in pooled if row.group == EVERYBODY},
         "gaps": gaps(sites, pooled),
-        "notes": NOTES if useful else (*NOTES, WITHOUT_UTILITY),
+        "notes": (*NOTES, *unmeasured(sites, told)),
     }
     return EvaluationReport.model_validate({**values, **facts})
+
+
+def unmeasured(sites: Sequence[SiteEvaluation], told: str) -> tuple[str, ...]:
+    """Return which figures of conditions are not given, where, and what they need.
+
+    How many patients there are instead is not said: fewer than `FEWEST` never leave a site.
+    """
+    missing = tuple(
+        f"{name} was not measured at {site.site}: it needs {needed}."
+        for name, needed in NEEDS.get(told, {}).items()
+        for site in sites
+        if site.figure(name) is None
+    )
+    return missing if told in ("class", "mask") else (*missing, WITHOUT_UTILITY)
 
 
 def together(sites: Sequence[SiteEvaluation]) -> tuple[FigureRow, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from .coordinator import Coordinator
     from .evaluation import EvaluationReport, Gap
 
-PHANTOMS = "phantoms.safetensors"
 LEAST_SIDE = 16
+MOST_SIDE = 32
+"""Voxels of a phantom's side: at this one an encoder learns in minutes on one core."""
 
 
 def evaluate(
@@ -52,8 +54,11 @@ def evaluate(
             "feature extractors cannot pass such small volumes",
             got=plan.volumes.shape,
             expected=f"{LEAST_SIDE} voxels a side or more",
+            hint="plan the next study with more voxels, at a smaller volumes.spacing if the field"
+            " of view is to stay; this one's models can be audited and released, but not judged",
         )
-    judge = extractor_file(coordinator, extractor, hidden=as_json)
+    shape = phantom_shape(plan.volumes.shape)
+    judge = extractor_file(coordinator, extractor, shape, hidden=as_json)
     with progress(f"{study}: evaluation", hidden=as_json) as shown:
 
         def watch(facts: dict[str, Any]) -> None:
@@ -73,8 +78,26 @@ def evaluate(
         console.print(f"the page is {target / 'evaluation.html'}")
 
 
-def extractor_file(coordinator: Coordinator, chosen: Path | None, *, hidden: bool = False) -> Path:
+def phantom_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return (D, H, W) of the phantoms to learn from: a study's grid, at most `MOST_SIDE` a side.
+
+    Volumes of other shapes can be passed, and are told apart best up to four thirds of it.
+    """
+    return tuple(min(side, MOST_SIDE) for side in shape)
+
+
+def extractor_file(
+    coordinator: Coordinator, chosen: Path | None, shape: Sequence[int], *, hidden: bool = False
+) -> Path:
     """Return the file of the extractor that is asked for, or of one that learned from phantoms.
+
+    An encoder is trained once for each shape, always from the same seed, and kept.
+
+    Args:
+        coordinator: whose folder keeps encoders.
+        chosen: the file that is asked for, if one is.
+        shape: (D, H, W) of the phantoms to learn from.
+        hidden: whether nothing is printed.
 
     Raises:
         UsageError: there is no such file, or it is no extractor.
@@ -89,7 +112,8 @@ def extractor_file(coordinator: Coordinator, chosen: Path | None, *, hidden: boo
         if not hidden:
             console.print(f"{found.name}, sha256 {found.digest}")
         return chosen.resolve()
-    path = coordinator.folder / "extractors" / PHANTOMS
+    sides = "x".join(map(str, shape))
+    path = coordinator.folder / "extractors" / f"phantoms-{sides}.safetensors"
     if not path.exists():
         import torch
 
@@ -97,6 +121,7 @@ def extractor_file(coordinator: Coordinator, chosen: Path | None, *, hidden: boo
 
         with progress("an extractor learns from phantoms", hidden=hidden) as shown:
             train_encoder(
+                shape,
                 generator=torch.Generator().manual_seed(0),
                 progress=lambda step, steps, _: shown(step, steps),
             ).save(path)
@@ -109,6 +134,8 @@ def _document(report: EvaluationReport) -> dict[str, Any]:
 
 
 def _show(report: EvaluationReport) -> None:
+    from .evaluation import NOTES
+
     rows = []
     for row in report.together:
         if row.group != "all":
@@ -130,6 +157,8 @@ def _show(report: EvaluationReport) -> None:
             for name, gaps in report.gaps_by_name.items()
         ]
         show_table("largest gaps", ("figure", *columns), shown)
+    for line in report.notes[len(NOTES) :]:
+        console.print(line)
     for site, code in report.refused.items():
         console.print(f"{site} did not answer: {code}")
 

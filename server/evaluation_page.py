@@ -51,7 +51,8 @@ def report_evaluation(
         "extractor_digest": judge.digest,
     }
     refused = json.loads((folder / "facts.json").read_bytes())["refused"]
-    report = build_report(answers, refused=refused, facts=facts)
+    told = plan.condition.kind if plan.condition else "none"
+    report = build_report(answers, told=told, refused=refused, facts=facts)
     picture, withheld = picture_of(store, last)
     write(folder / "evaluation.json", report.text)
     write(

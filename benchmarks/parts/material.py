@@ -23,10 +23,9 @@ from voxfed.client.volumes import preprocess
 from voxfed.models.base import Batch, Family
 from voxfed.models.fitting import fit
 from voxfed.models.quality.contrast import draw_phantoms, train_encoder
-from voxfed.models.quality.distances import fid, kid
+from voxfed.models.quality.evaluation import DISTRIBUTION
 from voxfed.models.quality.features import Extractor
 from voxfed.models.quality.intervals import Figure, compare, diversity
-from voxfed.models.quality.neighbours import coverage, density, precision, recall
 from voxfed.models.registry import build
 from voxfed.models.state import tensors_of, to_bytes
 from voxfed.models.trained import stage_parameters
@@ -41,14 +40,8 @@ WINDOW = (0.0, 1500.0)  # these CTs are stored as about HU + 1000
 BATCH = 8
 RATES = {"vae": 3e-3, "wgan-gp": 2e-4, "alpha-wgan-gp": 2e-4, "ha-gan": 2e-4, "stylegan2": 1e-3}
 RATE = 1e-3
-FIGURES = (
-    ("KID", kid, "lower", (-np.inf, np.inf)),
-    ("coverage", coverage, "higher", (0.0, 1.0)),
-    ("precision", precision, "higher", (0.0, 1.0)),
-    ("recall", recall, "higher", (0.0, 1.0)),
-    ("density", density, "higher", (0.0, np.inf)),
-    ("FID", fid, "lower", (0.0, np.inf)),
-)
+SHOWN = "KID", "coverage", "precision", "recall", "density", "FID"
+"""Of the figures between two sets, in the table's order."""
 PRELOADED = ["torch", "monai.networks.nets", "voxfed.client.training", "voxfed.models.registry"]
 
 
@@ -120,6 +113,7 @@ def make_extractor(side: int, steps: int) -> Extractor:
 def judge(extractor: Extractor, train: Volumes, test: Volumes, samples: Volumes) -> list[Figure]:
     """Return the figures of samples against the test patients, beside those of train patients."""
     rows = [extractor.features(torch.from_numpy(each)) for each in (train, test, samples)]
+    known = {figure[0]: figure for figure in DISTRIBUTION}
     generator = np.random.default_rng(0)
     figures = [
         compare(
@@ -132,7 +126,7 @@ def judge(extractor: Extractor, train: Volumes, test: Volumes, samples: Volumes)
             limits=limits,
             generator=generator,
         )
-        for name, statistic, better, limits in FIGURES
+        for name, statistic, better, limits in (known[shown] for shown in SHOWN)
     ]
     figures.append(diversity(list(test[:, None]), samples, generator=generator))
     return [figure for figure in figures if figure is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +13,15 @@ from ..base import Batch, joined
 from . import similarity
 from .downstream import segment, train_segmenter
 from .drawing import Drawn
-from .intervals import Better, Figure, average
+from .intervals import Better, Measure, averaged
 from .segmentation import Spacing, dice, hd95
 
 STEPS = 150
 Visits = Sequence[tuple[str, Batch]]
 """Each volume of the held-out patients, a batch of one, with its patient's name."""
 Rows = list[tuple[str, list[float | None]]]
+Values = dict[str, list[float]]
+"""Those of each patient."""
 
 PAIRS: tuple[tuple[str, Callable[..., npt.NDArray[np.float64]], Better], ...] = (
     ("PSNR, dB", similarity.psnr, "higher"),
@@ -29,13 +30,13 @@ PAIRS: tuple[tuple[str, Callable[..., npt.NDArray[np.float64]], Better], ...] = 
 )
 
 
-def translations(drawn: Drawn, visits: Visits) -> dict[str, dict[str, list[float]]]:
+def translations(drawn: Drawn, visits: Visits) -> dict[str, Values]:
     """Return how like each translation of a source is to the patient's own volume.
 
     Returns:
         From a figure of `PAIRS` to each patient's values; empty where no source was told.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, Values] = {}
     for number, visit in enumerate(drawn.visits):
         patient, batch = visits[visit]
         if batch.condition.source is None:
@@ -54,7 +55,7 @@ def anatomy(
     structures: int,
     spacing: Spacing,
     generator: torch.Generator,
-) -> list[Figure]:
+) -> list[Measure]:
     """Return Dice and HD95 between the masks told and those that a segmenter finds in the samples.
 
     The segmenter learns from members alone. Real against real is what it finds in the held-out
@@ -81,28 +82,28 @@ def anatomy(
     samples = segment(segmenter, drawn.volumes.to(device))
     real = segment(segmenter, torch.cat([batch.volumes for _, batch in visits]))
     numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    figures = _figures(samples, told, structures, spacing, numbers)
-    beside = _figures(real, own, structures, spacing, numbers)
+    found = _compare(samples, told, structures, spacing)
+    beside = _compare(real, own, structures, spacing)
     return [
-        replace(figure, real=beside[name].value if name in beside else None)
-        for name, figure in figures.items()
+        averaged(name, values, beside[name][1], better=better, generator=numbers)
+        for name, (better, values) in found.items()
     ]
 
 
-def _figures(
+def _compare(
     masks: Tensor,
     expected: Sequence[tuple[str, Tensor]],
     structures: int,
     spacing: Spacing,
-    generator: np.random.Generator,
-) -> dict[str, Figure]:
+) -> dict[str, tuple[Better, Values]]:
+    """Return each figure's better way and its values, over all structures and of each."""
     overlaps: Rows = []
     distances: Rows = []
     for found, (patient, mask) in zip(masks.cpu().numpy()[:, 0], expected, strict=True):
         wanted = mask.cpu().numpy()[0, 0]
         overlaps.append((patient, dice(found, wanted, structures)))
         distances.append((patient, hd95(found, wanted, structures, spacing)))
-    figures: list[Figure | None] = []
+    figures: dict[str, tuple[Better, Values]] = {}
     kinds: tuple[tuple[str, Rows, Better], ...]
     kinds = ("Dice", overlaps, "higher"), ("HD95, mm", distances, "lower")
     for name, rows, better in kinds:
@@ -110,14 +111,12 @@ def _figures(
         if structures > 2:
             chosen |= {f"{name}, structure {n + 1}": range(n, n + 1) for n in range(structures - 1)}
         for title, places in chosen.items():
-            patients: dict[str, list[float]] = {}
+            patients: Values = {}
             for patient, row in rows:
                 values = [value for place in places if (value := row[place]) is not None]
                 patients.setdefault(patient, []).extend(values)
-            figures.append(
-                average(title, list(patients.values()), better=better, generator=generator)
-            )
-    return {figure.name: figure for figure in figures if figure is not None}
+            figures[title] = better, patients
+    return figures
 
 
 def _mask(batch: Batch) -> Tensor:

@@ -67,7 +67,7 @@ def train_encoder(
         if progress is not None:
             progress(step, steps, loss.item())
     _standardise(encoder, volumes)
-    return contrastive(encoder)
+    return contrastive(encoder, shape)
 
 
 def draw_phantoms(n: int, shape: Sequence[int], generator: np.random.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,18 @@ from . import distances, neighbours
 from .adherence import PAIRS, Visits, anatomy, translations
 from .drawing import Drawn, draw
 from .features import Extractor
-from .intervals import LEAST, Better, Figure, Rows, Statistic, average, compare, diversity
+from .intervals import (
+    FEWEST,
+    LEAST,
+    Better,
+    Figure,
+    Measure,
+    Rows,
+    Statistic,
+    averaged,
+    compare,
+    diversity,
+)
 from .segmentation import Spacing
 from .utility import utility
 
@@ -80,11 +92,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of each volume before any figure: features, and likeness of pairs."""
+    """The features of each volume."""
 
     samples: Rows
     patients: Mapping[str, Rows]
-    pairs: Mapping[str, Mapping[str, list[float]]]
 
 
 def evaluate(
@@ -108,7 +119,9 @@ def evaluate(
         UsageError: fewer samples or patients than `LEAST`.
         VolumeError: the extractor cannot pass volumes of this shape.
     """
-    visits = [(name, batch) for name in cohort.held_out for batch in cohort.read(name)]
+    rows = [[(name, batch) for batch in cohort.read(name)] for name in cohort.held_out]
+    # each patient's first volume before anybody's second, so that few samples tell of many patients
+    visits = [visit for turn in zip_longest(*rows) for visit in turn if visit is not None]
     drawn = draw(family, [batch for _, batch in visits], samples, seed)
     measured = _Measured(
         samples=extractor.features(drawn.volumes.to(visits[0][1].volumes.device)),
@@ -116,7 +129,6 @@ def evaluate(
             name: extractor.features(torch.cat([batch.volumes for batch in cohort.read(name)]))
             for name in (*cohort.held_out, *cohort.members)
         },
-        pairs=translations(drawn, visits),
     )
     generator = np.random.default_rng(seed)
     found = {EVERYBODY: _figures(measured, cohort.held_out, cohort.members, generator)}
@@ -125,9 +137,16 @@ def evaluate(
         for name in cohort.held_out
     ]
     found[EVERYBODY].append(diversity(real, drawn.array, generator=generator))
-    found[EVERYBODY] += _learned(family, drawn, visits, cohort, seed)
     for groups in cohort.strata.values():
         found |= _by_group(measured, cohort, groups, generator)
+    pairs = translations(drawn, visits)
+    measures = [
+        averaged(name, pairs.get(name, {}), better=better, generator=generator)
+        for name, _, better in PAIRS
+    ]
+    for measure in (*measures, *_learned(family, drawn, visits, cohort, seed)):
+        for group, figure in _told_of(measure, cohort.strata).items():
+            found.setdefault(group, []).append(figure)
     return Evaluation(
         figures=found,
         samples=intensities([drawn.array]),
@@ -141,17 +160,29 @@ def intensities(groups: Sequence[npt.NDArray[np.float32]]) -> tuple[float, ...]:
     return tuple(float(share) for share in np.mean(shares, axis=0))
 
 
+def _told_of(measure: Measure, strata: Mapping[str, Groups]) -> dict[str, Figure]:
+    """Return a measure's figure of everybody who has a value, and of each group of these."""
+    whom: dict[str, Collection[str]] = {EVERYBODY: measure.patients}
+    for groups in strata.values():
+        whom |= shown_groups(groups, measure.patients)
+    figures = {group: measure.figure(patients) for group, patients in whom.items()}
+    return {group: figure for group, figure in figures.items() if figure is not None}
+
+
 def _learned(
     family: Family, drawn: Drawn, visits: Visits, cohort: Cohort, seed: int
-) -> list[Figure]:
-    """Return the figures of networks that learn from members or samples: anatomy and utility."""
+) -> list[Measure]:
+    """Return the measures of networks that learn from members or samples: anatomy and utility.
+
+    None where fewer than `FEWEST` members could teach them: those would be figures of these few.
+    """
     shape = visits[0][1].volumes.shape[2:]
     takes = conditioning_of(family, (shape[0], shape[1], shape[2]))
-    if takes.kind not in ("class", "mask"):
+    if takes.kind not in ("class", "mask") or len(cohort.members) < FEWEST:
         return []
     generator = torch.Generator().manual_seed(seed)
     members = [batch for name in cohort.members for batch in cohort.read(name)]
-    found = []
+    found: list[Measure] = []
     if takes.kind == "mask":
         found += anatomy(drawn, visits, members, takes.classes, cohort.spacing, generator)
     synthetic, test, patients = told_and_tested(drawn, visits, apart=takes.kind == "mask")
@@ -166,10 +197,10 @@ def told_and_tested(drawn: Drawn, visits: Visits, *, apart: bool) -> tuple[Batch
         drawn: samples of what held-out patients are told.
         visits: the held-out patients' volumes.
         apart: whether what made a sample could tell of the volume that is tested, as a mask does:
-            every other patient's then make the samples, and the rest are tested.
+            every other patient's then make the samples, and the rest are tested, `FEWEST` or more.
     """
     names = list(dict.fromkeys(name for name, _ in visits))
-    told = set(names[::2] if apart else names)
+    told = set(names[::2][: len(names) - FEWEST] if apart else names)
     device = visits[0][1].volumes.device
     samples = [
         Batch(drawn.volumes[number : number + 1].to(device), visits[visit][1].condition)
@@ -236,7 +267,4 @@ def _figures(
         )
         for name, statistic, better, limits, first, second in wanted
     ]
-    for name, _, better in PAIRS:
-        values = [measured.pairs.get(name, {}).get(patient, []) for patient in held_out]
-        found.append(average(name, values, better=better, generator=generator))
     return [figure for figure in found if figure is not None]

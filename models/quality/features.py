@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from .encoder import LEAST_SIDE, Encoder, OnSphere
 from .medicalnet import medicalnet
 
 CONTRASTIVE = "contrastive encoder, trained on phantoms"
+_CONTRASTIVE = re.compile(CONTRASTIVE + r"( of \d{1,4} x \d{1,4} x \d{1,4} voxels)?")
 KIND = "extractor"
 """The key of the safetensors header that says what the file holds; MedicalNet's have none."""
 
@@ -70,15 +73,20 @@ class Extractor:
         write(path, self.content)
 
 
-def contrastive(encoder: Encoder) -> Extractor:
+def contrastive(encoder: Encoder, shape: Sequence[int] = ()) -> Extractor:
     """Return an extractor of a trained encoder, its features on a sphere.
 
     Equal weights give equal bytes.
+
+    Args:
+        encoder: trained.
+        shape: (D, H, W) of the phantoms that it learned from, which its name then says.
     """
+    name = f"{CONTRASTIVE} of {' x '.join(map(str, shape))} voxels" if shape else CONTRASTIVE
     state = nn.Sequential(encoder, OnSphere()).state_dict()
     tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
     # one key only: more would be written in an order that changes
-    return read_extractor(save(tensors, metadata={KIND: CONTRASTIVE}))
+    return read_extractor(save(tensors, metadata={KIND: name}))
 
 
 def load_extractor(path: Path, sha256: str) -> Extractor:
@@ -118,8 +126,8 @@ def read_extractor(content: bytes, sha256: str | None = None) -> Extractor:
     try:
         tensors = from_bytes(content)
         kind = _kind(content)
-        if kind == CONTRASTIVE:
-            name, network = _encoder()
+        if kind is not None and _CONTRASTIVE.fullmatch(kind):
+            name, network = kind, _encoder()
         elif kind is None:
             tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
             name, network = _medicalnet(tensors)
@@ -146,9 +154,9 @@ def _kind(content: bytes) -> str | None:
     return kind
 
 
-def _encoder() -> tuple[str, nn.Module]:
+def _encoder() -> nn.Module:
     with torch.device("meta"):
-        return CONTRASTIVE, nn.Sequential(Encoder(), OnSphere())
+        return nn.Sequential(Encoder(), OnSphere())
 
 
 def _medicalnet(tensors: dict[str, Tensor]) -> tuple[str, nn.Module]:

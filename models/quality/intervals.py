@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +47,19 @@ class Figure:
     n: int
     real: float | None
     better: Better
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of patients before it is told of whom.
+
+    Attributes:
+        patients: who has a value.
+        figure: from some of these to their figure; None where there is none.
+    """
+
+    patients: Collection[str]
+    figure: Callable[[Collection[str]], Figure | None]
 
 
 def compare(
@@ -155,6 +168,42 @@ def average(
     drawn = generator.choice(means, (1000, len(means))).mean(axis=1)
     low, high = np.percentile(drawn, LEVEL).tolist()
     return Figure(name, float(means.mean()), low, high, len(means), None, better)
+
+
+def averaged(
+    name: str,
+    patients: Mapping[str, Sequence[float]],
+    real: Mapping[str, Sequence[float]] | None = None,
+    *,
+    better: Better,
+    generator: np.random.Generator,
+) -> Measure:
+    """Return the measure whose figure is the `average` of those that it is told of.
+
+    Of a part of the patients real against real is told only if everybody with a value has a real
+    one too: else all less the parts could be the real value of one patient.
+
+    Args:
+        name: of the figure.
+        patients: each one's values, of which there may be none.
+        real: each one's values for real volumes, if that can be measured.
+        better: which way is better.
+        generator: of all draws.
+    """
+    known = {patient: values for patient, values in patients.items() if len(values)}
+    beside = {patient: values for patient, values in (real or {}).items() if len(values)}
+
+    def figure(chosen: Collection[str]) -> Figure | None:
+        def mean(values: Mapping[str, Sequence[float]]) -> Figure | None:
+            rows = [values[patient] for patient in known if patient in chosen and patient in values]
+            return average(name, rows, better=better, generator=generator)
+
+        found = mean(known)
+        whole = len(chosen) == len(known) or known.keys() <= beside.keys()
+        other = mean(beside) if whole else None
+        return found and replace(found, real=other.value if other else None)
+
+    return Measure(tuple(known), figure)
 
 
 def _interval(value: float, halves: Numbers) -> Numbers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from ...study.errors import UsageError
 from ..base import Batch
 from .downstream import segment, train_classifier, train_segmenter
-from .intervals import FEWEST, LEVEL, Figure, average
+from .intervals import FEWEST, LEVEL, Figure, Measure, averaged
 from .segmentation import dice
 
 STEPS = 150
@@ -51,7 +52,7 @@ def utility(
     steps: int = STEPS,
     repeats: int = REPEATS,
     generator: torch.Generator,
-) -> tuple[Figure, ...]:
+) -> tuple[Measure, ...]:
     """Return how well real volumes are read after training on real, synthetic and both.
 
     With labels a classifier is trained, and its balanced accuracy and AUC are told; with masks a
@@ -69,10 +70,11 @@ def utility(
         generator: on the CPU; all that is random follows from it.
 
     Returns:
-        Six figures for labels, three for masks, in the order real, synthetic, both. None where
+        Six measures for labels, three for masks, in the order real, synthetic, both. None where
         the volumes have neither, or all of the test has one label or no structure: then there is
         nothing to read, and no utility. None either where the test has fewer than `FEWEST`
-        patients, or classes so rare that a bootstrap hardly ever draws them all.
+        patients. Of patients whose classes are so rare that a bootstrap hardly ever draws them
+        all, or who lack a class of the test, a measure has no figure.
 
     Raises:
         UsageError: a set is empty, one lacks the labels or masks that another has, or `patients`
@@ -139,7 +141,7 @@ def _told(kind: Literal["label", "mask"], sets: Sequence[Batch]) -> list[Tensor]
     return present
 
 
-def _of_classes(trial: _Trial) -> tuple[Figure, ...]:
+def _of_classes(trial: _Trial) -> tuple[Measure, ...]:
     scores: dict[str, list[Scores]] = {way: [] for way in trial.ways}
     for way, (volumes, labels) in trial.ways.items():
         for _ in range(trial.repeats):
@@ -150,15 +152,15 @@ def _of_classes(trial: _Trial) -> tuple[Figure, ...]:
                 logits = torch.cat([network(one[None]) for one in trial.volumes])
             scores[way].append(logits.softmax(1).double().cpu().numpy())
     draws = _draws_of(trial.generator)
-    figures = [
-        _figure(f"{name}, {way}", statistic, scores[way], trial, draws)
+    patients = sorted(set(trial.patients))
+    return tuple(
+        Measure(patients, partial(_figure, f"{name}, {way}", statistic, scores[way], trial, draws))
         for name, statistic in (("balanced accuracy", balanced_accuracy), ("AUC", area_under_curve))
         for way in trial.ways
-    ]
-    return tuple(figure for figure in figures if figure is not None)
+    )
 
 
-def _of_masks(trial: _Trial) -> tuple[Figure, ...]:
+def _of_masks(trial: _Trial) -> tuple[Measure, ...]:
     expected = trial.truth.cpu().numpy()
     overlaps: dict[str, dict[str, list[float]]] = {}
     for way, (volumes, masks) in trial.ways.items():
@@ -172,11 +174,10 @@ def _of_masks(trial: _Trial) -> tuple[Figure, ...]:
                 each = [x for x in dice(mask[0], own[0], trial.kinds) if x is not None]
                 overlaps[way][patient] += [float(np.mean(each))] if each else []
     draws = _draws_of(trial.generator)
-    figures = [
-        average(f"Dice, {way}", list(each.values()), better="higher", generator=draws)
+    return tuple(
+        averaged(f"Dice, {way}", each, better="higher", generator=draws)
         for way, each in overlaps.items()
-    ]
-    return tuple(figure for figure in figures if figure is not None)
+    )
 
 
 def _figure(
@@ -185,6 +186,7 @@ def _figure(
     scores: Sequence[Scores],
     trial: _Trial,
     draws: np.random.Generator,
+    chosen: Collection[str],
 ) -> Figure | None:
     """Return the mean over repeats, with the percentile bootstrap over patients (Efron 1979).
 
@@ -193,16 +195,17 @@ def _figure(
     """
     labels = trial.truth.cpu().numpy()
     classes = len(np.unique(labels))
-    names = sorted(set(trial.patients))
+    names = sorted(chosen)
     owned = [[i for i, owner in enumerate(trial.patients) if owner == name] for name in names]
     values = []
     for _ in range(DRAWS):
-        chosen = [i for drawn in draws.integers(len(names), size=len(names)) for i in owned[drawn]]
-        if len(np.unique(labels[chosen])) == classes:
-            values.append(np.mean([statistic(each[chosen], labels[chosen]) for each in scores]))
+        rows = [i for drawn in draws.integers(len(names), size=len(names)) for i in owned[drawn]]
+        if len(np.unique(labels[rows])) == classes:
+            values.append(np.mean([statistic(each[rows], labels[rows]) for each in scores]))
     if len(values) < LEAST_DRAWS:
         return None
-    value = float(np.mean([statistic(each, labels) for each in scores]))
+    own = sorted(i for rows in owned for i in rows)
+    value = float(np.mean([statistic(each[own], labels[own]) for each in scores]))
     low, high = np.percentile(values, LEVEL).tolist()
     return Figure(name, value, low, high, len(names), None, "higher")
 

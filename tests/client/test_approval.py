@@ -214,12 +214,18 @@ def test_a_patient_without_a_class_stops_an_approval(
     rows = [f"{name}\t{'FM'[n % 2]}" for n, name in enumerate(names)]
     table = hospital.cohort / "participants.tsv"
     table.write_text("\n".join(["participant_id\tsex", *rows[:-2], f"{names[-2]}\tn/a"]))
+    broken = min(hospital.cohort.rglob("*.nii.gz"))
+    sound = broken.read_bytes()
+    broken.write_bytes(sound[:-100])  # found later: files take long to read, a table does not
     before = _files(hospital.folder)
     with pytest.raises(Refusal, match=rf"2 of 12 patients .*first: {names[-2]}.*one of F, M"):
         approve(hospital.site, "trunks")
     assert _files(hospital.folder) == before
     assert hospital.site.ledger.accounts() == {}
     table.write_text("\n".join(["participant_id\tsex", *rows]))
+    with pytest.raises(Refusal, match="1 files of the cohort cannot be used"):
+        approve(hospital.site, "trunks")
+    broken.write_bytes(sound)
     numbers = approve(hospital.site, "trunks").manifest.numbers
     assert numbers == {name: (n % 2,) for n, name in enumerate(names)}
 
@@ -227,7 +233,7 @@ def test_a_patient_without_a_class_stops_an_approval(
 def test_a_source_that_shows_nothing_here_stops_an_approval(
     small_hospital: Callable[..., Any], plan_text: bytes
 ) -> None:
-    """Flat within the part that the plan reads, though not elsewhere: found before any budget."""
+    """Flat but for a speck within the part that the plan reads: found before any budget."""
     text = _told(plan_text, 'kind = "source"\nsuffix = "T1w"\npercentiles = [40.0, 60.0]')
     hospital = small_hospital(text, families=("conditional-vae",))
     for number, path in enumerate(sorted(hospital.cohort.rglob("*_phantom.nii.gz"))):

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from voxfed.client import cache as module
-from voxfed.client.alignment import align
-from voxfed.client.cache import VolumeCache
+from voxfed.client.alignment import align, preprocess_beside
+from voxfed.client.cache import Beside, VolumeCache
 from voxfed.client.cohort import digest
 from voxfed.client.volumes import preprocess
 from voxfed.models.phantoms import HOSPITALS, write_cohort
@@ -66,31 +66,61 @@ def test_what_lies_beside_is_cached_and_forgotten_with_its_image(
     tmp_path: Path, scan: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels stay whole numbers; another condition or mask has its own entry; one call forgets."""
-    image, other = (scan, digest(scan)), (mask, digest(mask))
+    image, known = digest(scan), digest(mask)
+    masked, sourced = Beside(mask, known, MASK), Beside(mask, known, SOURCE)
     cache = VolumeCache(tmp_path / "cache", SETTINGS)
-    first = cache.beside(image, other, MASK)
-    np.testing.assert_array_equal(first, align(scan, mask, SETTINGS, MASK))
+    first = cache.beside(image, masked)
+    np.testing.assert_array_equal(first, align(mask, SETTINGS, MASK))
     assert first.dtype == np.int16
-    source = cache.beside(image, other, SOURCE)
-    np.testing.assert_array_equal(source, align(scan, mask, SETTINGS, SOURCE))
-    plain = cache.get(scan, digest(scan))
+    source = cache.beside(image, sourced)
+    np.testing.assert_array_equal(source, align(mask, SETTINGS, SOURCE))
+    plain = cache.get(scan, image)
     content = mask.read_bytes()
     nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), nib.load(scan).affine), mask)
-    assert not cache.beside(image, (mask, digest(mask)), MASK).any()
+    assert not cache.beside(image, Beside(mask, digest(mask), MASK)).any()
     with monkeypatch.context() as patch:
         patch.setattr(module, "align", never)
-        np.testing.assert_array_equal(cache.beside(image, other, MASK), first)
-        np.testing.assert_array_equal(cache.beside(image, other, SOURCE), source)
-    np.testing.assert_array_equal(cache.get(scan, digest(scan)), plain)
+        np.testing.assert_array_equal(cache.beside(image, masked), first)
+        np.testing.assert_array_equal(cache.beside(image, sourced), source)
+    np.testing.assert_array_equal(cache.get(scan, image), plain)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 4
-    cache.forget(digest(scan))
+    cache.forget(image)
     assert not list((tmp_path / "cache").rglob("*"))
     with pytest.raises(CohortChanged):  # the mask that lies there now was not approved
-        cache.beside(image, other, MASK)
+        cache.beside(image, masked)
     mask.write_bytes(content)
+    np.testing.assert_array_equal(cache.beside(image, masked), first)
+
+
+def test_an_image_is_cached_with_the_mask_that_places_it(
+    tmp_path: Path, scan: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mask crops another part: it has its own entry, and neither is that of no mask."""
+    image, cache = digest(scan), VolumeCache(tmp_path / "cache", SETTINGS)
+    first = Beside(mask, digest(mask), MASK)
+    np.testing.assert_array_equal(
+        cache.get(scan, image, first), preprocess_beside(scan, mask, SETTINGS, MASK)
+    )
+    stored = nib.load(mask)
+    labels = np.zeros(stored.shape, np.uint8)
+    labels[:3, :3, :3] = 1
+    path = mask.with_name("corner.nii.gz")
+    nib.save(nib.Nifti1Image(labels, stored.affine), path)
+    corner = Beside(path, digest(path), MASK)
+    made = [cache.get(scan, image, other) for other in (None, first, corner)]
+    assert len({volume.tobytes() for volume in made}) == 3
+    for name in ("preprocess", "preprocess_beside"):
+        monkeypatch.setattr(module, name, never)
+    for other, volume in zip((None, first, corner), made, strict=True):
+        np.testing.assert_array_equal(cache.get(scan, image, other), volume)
+    cache.forget(image)
+    path.write_bytes(mask.read_bytes())
+    for changed in (corner, Beside(mask, "0" * 64, MASK)):
+        with pytest.raises(CohortChanged):
+            cache.get(scan, image, changed)
     scan.write_bytes(scan.read_bytes() + b"\0")
     with pytest.raises(CohortChanged):
-        cache.beside(image, other, MASK)
+        cache.get(scan, image, first)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer"])

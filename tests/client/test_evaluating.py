@@ -165,6 +165,7 @@ def test_too_few_held_out(hospital: Any) -> None:
         ({"sex": "", "age": "nan"}, []),
         ({"sex": "woman of 103", "age": "-1"}, []),
         ({"age": "inf"}, []),
+        ({"age": "4_0"}, []),
         ({"age": "121"}, []),
     ],
 )

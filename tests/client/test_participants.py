@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from voxfed.client.participants import condition_numbers, read_participants
+from voxfed.client.participants import condition_numbers, number_of, read_participants
 from voxfed.study.condition import ConditionSettings
 from voxfed.study.errors import Refusal, VolumeError
 
@@ -57,6 +57,29 @@ def test_a_wrong_table_is_named_by_line(tmp_path: Path, text: str, fault: str) -
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("subject\tage\nokbp-001\t89\n", "got subject"),
+        ("MRID\tAge\nSubj1\t89\n", "got MRID"),
+        ("patient_id\tage\na\t89\n", "got patient_id"),
+        ("age\tparticipant_id\n89\ta\n", "got age"),
+        ("sub-1\t89\tF\nsub-2\t89\tM\n", "got no name of a column"),
+        ("a,F,89\nb,M,89\n", "got no name of a column"),
+    ],
+)
+def test_another_first_column_is_named_and_the_one_to_write(
+    tmp_path: Path, text: str, got: str
+) -> None:
+    """It is not taken for the patients' names; where a patient's row stands first, it is hidden."""
+    with pytest.raises(VolumeError) as caught:
+        read_participants(table(tmp_path, text))
+    assert f"{got}, expected participant_id or patient" in caught.value.message
+    assert "call the column" in caught.value.hint
+    assert "participant_id" in caught.value.hint
+    assert "89" not in caught.value.message + caught.value.hint
+
+
 def test_two_tables_and_other_encodings_are_refused(tmp_path: Path) -> None:
     """Nobody can say which one holds; and Latin-1 would change names."""
     (tmp_path / "participants.csv").write_bytes("patient,näme\n".encode("latin-1"))
@@ -85,7 +108,14 @@ def test_attributes_are_mapped_to_the_unit_range() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"kg": "70"}, *({"age": age, "kg": "70"} for age in ("19.9", "91", "old", "nan", "inf"))],
+    [
+        {},
+        {"kg": "70"},
+        *(
+            {"age": age, "kg": "70"}
+            for age in ("19.9", "91", "91+", "old", "nan", "inf", "4_0", "+")
+        ),
+    ],
 )
 def test_a_patient_without_attributes_is_refused(values: dict[str, str]) -> None:
     """By number and name with what is expected; the value itself is never told."""
@@ -106,3 +136,35 @@ def test_a_patient_of_no_class_is_refused(values: dict[str, str]) -> None:
         condition_numbers({"a": {"sex": "F"}, "b": values}, ["a", "b", "c"], SEX)
     assert "2 of 3 patients" in caught.value.message
     assert "secret" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [
+        ("41.5", 41.5),
+        ("-3", -3.0),
+        ("9e1", 90.0),
+        ("89+", 89.0),
+        ("1_0", None),
+        ("1_0+", None),
+        ("89++", None),
+        ("+", None),
+        ("", None),
+        ("41,5", None),
+        ("nan", None),
+        ("inf", None),
+        ("-inf", None),
+        ("1e400", None),
+        ("old", None),
+    ],
+)
+def test_a_cell_is_one_number_or_none(cell: str, number: float | None) -> None:
+    """Attributes and bands of age are read alike: a capped age is its cap, and 1_0 is not ten."""
+    assert number_of(cell) == number
+
+
+def test_a_capped_age_is_told_as_its_cap() -> None:
+    """BIDS writes 89+ of whoever is older; such a patient can take part."""
+    found = {"a": {"age": "89+", "kg": "100"}, "b": {"age": "89", "kg": "100"}}
+    numbers = condition_numbers(found, found, AGE)
+    assert numbers["a"] == numbers["b"] == (pytest.approx(2 * 69 / 70 - 1), 0.0)

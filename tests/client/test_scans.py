@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from families import tiny_plan
 from voxfed.client import scans as module
-from voxfed.client.alignment import align
+from voxfed.client.alignment import align, preprocess_beside
 from voxfed.client.cohort import read_cohort
+from voxfed.client.conditions import asked
 from voxfed.client.manifest import freeze
 from voxfed.client.scans import Scans
 from voxfed.client.volumes import preprocess
@@ -76,16 +79,20 @@ def test_a_batch_holds_the_volume_and_its_condition(
             batches, scans.batches(patient), frozen.patients[patient], strict=True
         ):
             path = cohort / file.path
-            np.testing.assert_array_equal(batch.volumes[0].numpy(), preprocess(path, SETTINGS))
+            if file.beside is None:
+                exact = preprocess(path, SETTINGS)
+            else:
+                exact = preprocess_beside(path, cohort / file.beside.path, SETTINGS, told)
+            np.testing.assert_array_equal(batch.volumes[0].numpy(), exact)
             takes.told(batch.condition, 1)  # refuses what does not fit
             given = batch.condition
             if kind == "class":
                 assert torch.equal(given.label, torch.tensor([n % 3]))
             elif kind == "attributes":
-                exact = [[2 * n / 10 - 1, 2 * (50 + n) / 200 - 1]]
-                torch.testing.assert_close(given.attributes, torch.tensor(exact))
+                scaled = [[2 * n / 10 - 1, 2 * (50 + n) / 200 - 1]]
+                torch.testing.assert_close(given.attributes, torch.tensor(scaled))
             elif told is not None:
-                beside = align(path, cohort / file.beside.path, SETTINGS, told)
+                beside = align(cohort / file.beside.path, SETTINGS, told)
                 value = getattr(given, kind)
                 np.testing.assert_array_equal(value[0].numpy(), beside)
                 assert len(torch.unique(value)) > 2
@@ -93,11 +100,61 @@ def test_a_batch_holds_the_volume_and_its_condition(
             assert torch.equal(batch.volumes, again.volumes)
 
 
+@pytest.mark.parametrize("kind", ["mask", "source"])
+def test_a_sample_is_told_what_training_was_told(cohort: Path, tmp_path: Path, kind: str) -> None:
+    """A mask or source given without its image lies where training had it, to the bit.
+
+    The mask is emptied in one half, so that the middle of what it shows is not the body's.
+    """
+    folder = shutil.copytree(cohort, tmp_path / "cohort")
+    for path in folder.rglob("*_seg.nii.gz"):
+        image = nib.load(path)
+        labels = np.asarray(image.dataobj)
+        labels[: labels.shape[0] // 2] = 0
+        nib.save(nib.Nifti1Image(labels, image.affine), path)
+    scans, frozen = scans_of(folder, tmp_path / "cache", kind)
+    plan = tiny_plan("diffusion").model_copy(
+        update={"volumes": SETTINGS, "condition": CONDITIONS[kind]}
+    )
+    away = tmp_path / "away"
+    away.mkdir()
+    moved = 0
+    for patient, files in frozen.patients.items():
+        for file, batch in zip(files, scans.batches(patient), strict=True):
+            alone = shutil.copy(folder / file.beside.path, away / "given.nii.gz")
+            (row,) = asked(plan, str(alone))
+            assert torch.equal(getattr(row, kind), getattr(batch.condition, kind))
+            plain = preprocess(folder / file.path, SETTINGS)
+            moved += not np.array_equal(plain, batch.volumes[0].numpy())
+    assert moved
+
+
+def test_an_empty_mask_trains_and_samples_alike(cohort: Path, tmp_path: Path) -> None:
+    """A patient without a lesion is cropped round the middle of the mask's field of view."""
+    folder = shutil.copytree(cohort, tmp_path / "cohort")
+    for path in folder.rglob("*_seg.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
+    scans, frozen = scans_of(folder, tmp_path / "cache", "mask")
+    plan = tiny_plan("diffusion").model_copy(
+        update={"volumes": SETTINGS, "condition": CONDITIONS["mask"]}
+    )
+    patient = min(frozen.patients)
+    file, batch = frozen.patients[patient][0], scans.batches(patient)[0]
+    (row,) = asked(plan, str(folder / file.beside.path))
+    assert torch.equal(row.mask, batch.condition.mask)
+    assert not row.mask.any()
+    assert batch.volumes.max() > 0
+
+
 def test_the_table_is_of_volumes_alone(cohort: Path, tmp_path: Path) -> None:
-    """What is compared with samples are images."""
+    """What is compared with samples are images, cropped as the samples are."""
     scans, frozen = scans_of(cohort, tmp_path, "mask")
     names = sorted(frozen.patients)[:2]
     table = scans.table(names)
+    for name in names:
+        for batch, volume in zip(scans.batches(name), table[name], strict=True):
+            np.testing.assert_array_equal(batch.volumes[0].numpy(), volume)
     assert list(table) == names
     assert {v.shape for volumes in table.values() for v in volumes} == {(1, *SETTINGS.shape)}
 

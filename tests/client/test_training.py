@@ -11,12 +11,13 @@ import torch
 from families import tiny_plan
 from voxfed.client import training
 from voxfed.client.training import Trainer, choose_device, prepare
-from voxfed.models.base import Batch
-from voxfed.models.registry import schedule_of
+from voxfed.models.base import Batch, Step
+from voxfed.models.registry import FAMILIES, Entry, schedule_of
 from voxfed.models.state import from_bytes, tensors_of
+from voxfed.models.vae import Vae, VaeSpec
 from voxfed.privacy.gradients.performance import PerformanceSettings
 from voxfed.privacy.terms import terms_with
-from voxfed.study.errors import PlanError, ProcessError, WireError
+from voxfed.study.errors import PlanError, ProcessError, Refusal, WireError
 from voxfed.study.plan import StudyPlan
 from voxfed.study.schedule import Schedule
 
@@ -229,3 +230,25 @@ def test_adam_has_the_decays_of_its_step(name: str) -> None:
     (stage,) = trainer.family.stages
     for step in trainer.family.steps(stage):
         assert trainer._turn(stage, step).optimiser.defaults["betas"] == step.decays
+
+
+class Mixing(Vae):
+    """Compares each volume's loss with the batch's, and its row in the registry hides it."""
+
+    def steps(self, stage: str) -> tuple[Step, ...]:
+        (step,) = super().steps(stage)
+
+        def mixed(batch: Batch, generator: torch.Generator) -> torch.Tensor:
+            losses = step.loss(batch, generator)
+            return losses - losses.mean() / 2
+
+        return (replace(step, loss=mixed),)
+
+
+def test_a_family_that_is_not_what_its_row_says_is_never_trained(
+    plan_text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adds a family that mixes patients and calls it private is refused at the site."""
+    monkeypatch.setitem(FAMILIES, "planted", Entry(Mixing, VaeSpec, "VAE", "nobody"))
+    with pytest.raises(Refusal, match="mixes the volumes of two patients"):
+        make(plan_text, b'"vae"', b'"planted"')

@@ -10,8 +10,16 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
-from voxfed.client.nifti import read_volume
-from voxfed.client.volumes import foreground_box, inspect, preprocess, resample
+from scipy.spatial.transform import Rotation
+from voxfed.client.nifti import Grid, read_volume
+from voxfed.client.volumes import (
+    crop,
+    foreground_box,
+    inspect,
+    preprocess,
+    resample,
+    to_unit_range,
+)
 from voxfed.study.errors import VolumeError
 from voxfed.study.plan import VolumeSettings
 
@@ -110,6 +118,108 @@ def test_a_linear_ramp_stays_linear(
 def grid_in_mm(shape: tuple[int, ...], spacing: tuple[float, ...]) -> list[np.ndarray]:
     axes = [(np.arange(n) - (n - 1) / 2) * d for n, d in zip(shape, spacing, strict=True)]
     return list(np.meshgrid(*axes, indexing="ij"))
+
+
+def oblique(shape: tuple[int, ...], spacing: tuple[float, ...]) -> np.ndarray:
+    """The affine of a scan turned about all three axes, off the scanner's middle."""
+    turn = Rotation.from_euler("xyz", (14.0, -21.0, 30.0), degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = turn * spacing
+    affine[:3, 3] = np.array([31.0, -17.0, 8.0]) - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    return affine
+
+
+def blurred(voxels: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Each axis widened from a voxel to `steps` voxels, FWHM for FWHM, weight by weight."""
+    for axis, step in enumerate(steps):
+        sigma = math.sqrt(max(step**2 - 1, 0)) / math.sqrt(8 * math.log(2))
+        reach = int(4 * sigma + 0.5)
+        if reach:
+            weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+            ends = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
+            wide = np.pad(voxels, ends, mode="edge")
+            voxels = np.apply_along_axis(np.convolve, axis, wide, weights / weights.sum(), "valid")
+    return voxels
+
+
+def between(voxels: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The mean of the eight voxels round each place, (..., 3) in voxels, by their nearness."""
+    low = np.floor(places).astype(int)
+    found = np.zeros(places.shape[:-1])
+    for corner in itertools.product((0, 1), repeat=3):
+        nearness = np.prod(1 - np.abs(places - low - corner), axis=-1)
+        held = np.clip(low + corner, 0, np.array(voxels.shape) - 1)
+        found += nearness * voxels[tuple(np.moveaxis(held, -1, 0))]
+    return found
+
+
+@pytest.mark.parametrize("code", ["RAS", "LSP", "AIR"])
+@pytest.mark.parametrize("around", [False, True])
+def test_an_oblique_scan_of_long_voxels_by_hand(tmp_path: Path, code: str, *, around: bool) -> None:
+    """Brute force: every voxel by its place in the scanner's mm, on its own grid and on another's.
+
+    In plane the scan is thinned and smoothed, through plane it is interpolated.
+    """
+    shape, spacing = (32, 30, 14), (1.1, 1.3, 4.2)
+    affine = oblique(shape, spacing)
+    voxels = np.random.default_rng(4).uniform(0, 60, size=shape)
+    voxels[5:29, 3:23, 4:12] += np.random.default_rng(5).uniform(300, 900, size=(24, 20, 8))
+    voxels = voxels.astype(np.float32)
+    stored = nib.Nifti1Image(voxels, affine).as_reoriented(
+        nib.orientations.ornt_transform(RAS, nib.orientations.axcodes2ornt(code))
+    )
+    nib.save(stored, tmp_path / "scan.nii")
+    plan = settings(intensity="window", window=(0.0, 1000.0))
+    if around:  # straight in the scanner, where the scan is turned
+        straight = affine_round(affine, (16.5, 12.5, 7.5), 2.0 * np.eye(3))
+        grid = Grid(plan.shape, straight, oriented=True)
+    else:
+        grid = crop(voxels, Grid(shape, affine, oriented=True), plan)
+        mm = np.array([16.5, 12.5, 7.5, 1.0])  # the middle of the bright box
+        middle = (grid.affine @ [7.5, 7.5, 7.5, 1.0] - affine @ mm)[:3]
+        assert np.linalg.norm(middle) <= math.sqrt(3) * 1.5
+        np.testing.assert_allclose(nib.affines.voxel_sizes(grid.affine), plan.spacing, atol=1e-9)
+    made = preprocess(tmp_path / "scan.nii", plan, grid if around else None)[0]
+    new = np.moveaxis(np.indices(plan.shape), 0, -1)
+    step = np.linalg.inv(affine) @ grid.affine
+    places = nib.affines.apply_affine(step, new)
+    smooth = blurred(voxels, np.linalg.norm(step[:3, :3], axis=1))
+    exact = np.clip(between(smooth, places) / 500 - 1, -1, 1)
+    inside = ((places >= -0.5) & (places <= np.array(shape) - 0.5)).all(axis=-1)
+    assert inside.mean() > 0.8
+    np.testing.assert_allclose(made, np.where(inside, exact, -1), atol=1e-5)
+
+
+def affine_round(
+    affine: np.ndarray, place: tuple[float, float, float], axes: np.ndarray
+) -> np.ndarray:
+    """The affine of a grid of 16 along `axes`, its middle at a place in voxels of another."""
+    made = np.eye(4)
+    made[:3, :3] = axes
+    made[:3, 3] = (affine @ [*place, 1.0])[:3] - axes @ np.full(3, 7.5)
+    return made
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 2.0, 3.0)])
+def test_without_a_mask_or_source_a_scan_is_cropped_by_itself(
+    tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    """To the bit, the voxels of the resampled scan round its own foreground: nothing moves them."""
+    voxels = np.random.default_rng(0).integers(0, 60, size=(30, 28, 26)).astype(np.float32)
+    voxels[6:24, 2:18, 9:25] += 500
+    volume = resample(voxels, spacing, (2.0, 2.0, 2.0))
+    middle = [(low + high) // 2 for low, high in zip(*foreground_box(volume), strict=True)]
+    kept = volume[tuple(slice(n - 4, n + 4) for n in middle)]
+    plan = settings(shape=(8, 8, 8))
+    made = preprocess(save(tmp_path / "scan.nii", voxels, spacing), plan)[0]
+    np.testing.assert_array_equal(made, to_unit_range(kept, plan))
+
+
+def test_of_one_value_all_is_foreground() -> None:
+    """A mask without a structure, or of nothing else, has the middle of its field of view."""
+    for value in (0.0, 1.0):
+        volume = np.full((6, 7, 9), value, np.float32)
+        assert foreground_box(volume) == ([0, 0, 0], [6, 7, 9])
 
 
 def test_thinning_does_not_alias() -> None:

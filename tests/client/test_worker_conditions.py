@@ -18,6 +18,7 @@ CONDITIONS = {
     "mask": 'suffix = "seg"\nstructures = 3',
     "source": 'suffix = "t2"',
 }
+BESIDE = {"mask": "seg", "source": "t2"}
 
 
 def _write_conditions(cohort: Path) -> None:
@@ -41,11 +42,11 @@ def _write_conditions(cohort: Path) -> None:
 def test_a_conditional_study_trains_at_a_site(
     small_hospital: Callable[..., Any], plan_text: bytes, kind: str
 ) -> None:
-    """Approved and trained; a mask or source that changes stops the next round, a table does not.
+    """Approved and trained; a mask or source that is gone stops the next round, a table does not.
 
-    The table may change since its numbers were frozen at approval.
+    The table may go since its numbers were frozen at approval. The site alone is told the file.
     """
-    text = plan_text.replace(b'"vae"', b'"conditional-vae"')
+    text = plan_text.replace(b'"vae"', b'"conditional-vae"').replace(b"rounds = 2", b"rounds = 3")
     text = text.replace(b"[volumes]", b'[volumes]\nmodality = "phantom"')
     text += f'[condition]\nkind = "{kind}"\n{CONDITIONS[kind]}\n'.encode()
     hospital = small_hospital(text, families=("conditional-vae",))
@@ -56,10 +57,22 @@ def test_a_conditional_study_trains_at_a_site(
     assert header.kind == "receipt"
     assert payload
     (hospital.cohort / "participants.tsv").unlink()
-    for path in hospital.cohort.rglob("*_seg.nii.gz"):
+    for other in set(BESIDE) - {kind}:
+        _remove(hospital.cohort, BESIDE[other])
+    assert hospital.opened(worker.answer(hospital.train_request(2)))[0].kind == "receipt"
+    if kind not in BESIDE:
+        return
+    member = hospital.cohort / hospital.approval.manifest.members[0]
+    gone = _remove(member, BESIDE[kind])[0]
+    reply = worker.answer(hospital.train_request(3))
+    assert hospital.code(reply) == "cohort-changed"
+    assert gone.name.encode() not in reply
+    assert gone.name in hospital.site.journal.path.read_text().splitlines()[-1]
+
+
+def _remove(folder: Path, name: str) -> list[Path]:
+    """Remove the images of a name, and return where they were."""
+    removed = sorted(folder.rglob(f"*_{name}.nii.gz"))
+    for path in removed:
         path.unlink()
-    reply = worker.answer(hospital.train_request(2))
-    if kind == "mask":
-        assert hospital.code(reply) == "cohort-changed"
-    else:
-        assert hospital.opened(reply)[0].kind == "receipt"
+    return removed

@@ -6,8 +6,9 @@ import pytest
 import torch
 from families import tiny_plan
 from voxfed.models import registry
+from voxfed.models.vae import Vae, VaeSpec
 from voxfed.study.errors import PlanError
-from voxfed.study.plan import StudyPlan
+from voxfed.study.plan import PrivacySettings, StudyPlan
 
 SETTINGS = {"channels": [8, 16], "groups": 4}
 
@@ -78,6 +79,25 @@ def test_each_family_is_described_and_counts_its_parameters() -> None:
     )
     assert rows[0].parameters == sum(weight.numel() for weight in family.parameters())
     assert rows[0].stages == family.stages
+
+
+def test_a_family_that_cannot_be_private_says_why_and_gets_no_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`voxfed models` tells the reason; a plan with a budget is refused with it, others are not."""
+    reason = "its critic compares patients with each other"
+    entry = registry.Entry(Vae, VaeSpec, "VAE", "nobody", obstacle=reason)
+    monkeypatch.setattr(registry, "FAMILIES", {"vae": registry.FAMILIES["vae"], "planted": entry})
+    assert [row.privacy for row in registry.describe()] == ["yes", f"no: {reason}"]
+    private = plan(SETTINGS, family="planted")
+    assert private.privacy.enabled
+    for function in (registry.check, registry.build, registry.schedule_of):
+        with pytest.raises(PlanError, match=f"cannot be trained with privacy .got {reason}") as why:
+            function(private)
+        assert "voxfed models" in why.value.hint
+    open_plan = private.model_copy(update={"privacy": PrivacySettings(enabled=False)})
+    registry.build(open_plan)
+    registry.check(plan(SETTINGS))
 
 
 CLASS = {"kind": "class", "column": "sex", "values": ["F", "M", "X"], "weights": [1, 1, 2]}

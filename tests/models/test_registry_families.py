@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from families import NAMES, SHAPE, TINY, TOLD, batch_of, tiny, tiny_plan, told
-from voxfed.models.base import Condition
-from voxfed.models.registry import FAMILIES, check, schedule_of
+from voxfed.models.base import Condition, Family
+from voxfed.models.registry import FAMILIES, check, describe, schedule_of
 from voxfed.models.state import from_bytes, load_into, tensors_of, to_bytes
 from voxfed.privacy.inspection import inspect_family
-from voxfed.study.errors import PlanError, WireError
+from voxfed.study.errors import PlanError, Refusal, WireError
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
 DRAWS_NOTHING = ("pix2pix", "cycle-gan")
+PRIVACY = {row.name: row.privacy for row in describe()}
 AGE = {"kind": "attributes", "columns": ["age"], "ranges": [[20.0, 90.0]]}
 
 
@@ -38,6 +39,29 @@ def test_it_passes_inspection(name: str) -> None:
         for weight in family.parameters():  # away from zeros, so that every path is open
             weight.add_(0.03 * torch.randn(weight.shape, generator=draws()))
     inspect_family(family, SHAPE)
+
+
+def usual(name: str) -> tuple[Family, tuple[int, int, int]]:
+    """Return a family at the settings that a plan leaves out, and the least cube it takes."""
+    entry = FAMILIES[name]
+    for side in (8, 16, 32):
+        try:
+            spec = entry.spec.checked({"shape": [side] * 3}, file="", error=PlanError)
+        except PlanError:
+            continue
+        return entry.family(spec), (side, side, side)
+    raise AssertionError(f"{name} takes no cube of up to 32 voxels a side")
+
+
+def test_voxfed_models_says_of_privacy_what_inspection_finds(name: str) -> None:
+    """Yes stands there only for a network that keeps patients apart, at its default settings."""
+    family, shape = usual(name)
+    try:
+        inspect_family(family, shape)
+        found = "yes"
+    except Refusal:
+        found = "no: "
+    assert PRIVACY[name].startswith(found)
 
 
 def test_samples_are_volumes(name: str) -> None:

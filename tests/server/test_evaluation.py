@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from voxfed.server.evaluation import (
+    NEEDS,
+    NOTES,
     EvaluationReport,
     SiteEvaluation,
     build_report,
@@ -174,17 +176,40 @@ def test_an_answer_of_somebody_else(tmp_path: Path, key: SigningKey) -> None:
         read_answers(tmp_path, {"north": key.public}, DIGEST, OTHER)
 
 
-def report(*sites: SiteEvaluation) -> EvaluationReport:
-    return build_report(sites, refused={"harbour": "too-few"}, facts=FACTS)
+def report(*sites: SiteEvaluation, told: str = "none") -> EvaluationReport:
+    return build_report(sites, told=told, refused={"harbour": "too-few"}, facts=FACTS)
 
 
 def test_a_report_comes_back_from_its_file() -> None:
-    """What is written is what was meant, and utility that is not given is explained."""
+    """What is written is what was meant."""
     made = report(site("north", row(1.0)))
     assert EvaluationReport.model_validate_json(made.text) == made
-    assert any("utility" in line for line in made.notes)
-    useful = report(site("north", row(1.0), row(0.5, name="AUC, synthetic only")))
-    assert not any("utility" in line for line in useful.notes)
+
+
+@pytest.mark.parametrize(
+    ("told", "names", "missing"),
+    [
+        ("none", (), ["There is no utility"]),
+        ("source", ("PSNR, dB",), ["There is no utility"]),
+        ("source", (), ["PSNR, dB was not measured at north: it needs 5 held-out", "There is no"]),
+        ("class", ("AUC, synthetic only",), []),
+        ("class", (), ["AUC, synthetic only was not measured at north: it needs 5 members"]),
+        ("mask", ("Dice", "Dice, synthetic only"), []),
+        ("mask", ("Dice",), ["Dice, synthetic only was not measured at north: it needs 5 held"]),
+    ],
+)
+def test_what_was_not_measured_is_said(
+    told: str, names: tuple[str, ...], missing: list[str]
+) -> None:
+    """A figure that is left out without a word passes for one that nobody thought of."""
+    full = [row(0.5, name=name) for name in NEEDS.get(told, {})]
+    sites = (
+        site("north", row(1.0), *(row(0.5, name=name) for name in names)),
+        site("valley", row(1.0), *full),
+    )
+    found = report(*sites, told=told).notes[len(NOTES) :]
+    assert len(found) == len(missing)
+    assert all(line.startswith(start) for line, start in zip(found, missing, strict=True))
 
 
 def test_the_page_holds_everything_and_fetches_nothing() -> None:
@@ -195,6 +220,7 @@ def test_the_page_holds_everything_and_fetches_nothing() -> None:
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     for text in ("1.25", "4.5", "north", "valley", "too-few", "age 40 to 49", "epsilon does not"):
         assert text in page
+    assert "MS-SSIM between samples is not: samples have no sex and no age" in page
     assert page.count("data:image/png") == 3
     withheld = write_page(made, picture=None, withheld="the <audit> blocked")
     assert withheld.count("data:image/png") == 2

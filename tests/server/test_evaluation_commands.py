@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 from voxfed.cli import app
+from voxfed.models.quality import contrast
 from voxfed.models.quality.encoder import Encoder
-from voxfed.models.quality.features import CONTRASTIVE, contrastive, load_extractor
+from voxfed.models.quality.features import contrastive, load_extractor
 from voxfed.server.coordinator import Coordinator, CoordinatorSettings, create
-from voxfed.server.evaluation_commands import extractor_file
+from voxfed.server.evaluation_commands import extractor_file, phantom_shape
 from voxfed.study.errors import PlanError, Refusal, UsageError, VoxfedError
 from voxfed.study.files import digest
 
+SHAPE = (16, 18, 17)
 PLAN = """
 name = "trunks"
 family = "vae"
@@ -61,7 +64,7 @@ def test_what_no_site_is_asked(
     fault = run(coordinator, **change)
     assert isinstance(fault, kind)
     assert what in fault.message
-    assert fault.hint or fault.expected
+    assert fault.hint
 
 
 def test_a_wrong_extractor_is_named_before_any_site_is_asked(
@@ -73,7 +76,7 @@ def test_a_wrong_extractor_is_named_before_any_site_is_asked(
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(b"not safetensors")
     with pytest.raises(PlanError, match="no feature extractor"):
-        extractor_file(coordinator, garbage, hidden=True)
+        extractor_file(coordinator, garbage, SHAPE, hidden=True)
 
 
 def test_a_named_extractor_is_taken_as_it_is(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -81,16 +84,40 @@ def test_a_named_extractor_is_taken_as_it_is(coordinator: Coordinator, tmp_path:
     torch.manual_seed(0)
     path = tmp_path / "encoder.safetensors"
     contrastive(Encoder()).save(path)
-    assert extractor_file(coordinator, path, hidden=True) == path
+    assert extractor_file(coordinator, path, SHAPE, hidden=True) == path
     assert not (coordinator.folder / "extractors").exists()
 
 
 @pytest.mark.slow
 def test_an_encoder_learns_from_phantoms_once(coordinator: Coordinator) -> None:
-    """Without an extractor one is trained and kept, so that evaluations compare."""
-    path = extractor_file(coordinator, None, hidden=True)
-    made = digest(path)
-    assert load_extractor(path, made).name == CONTRASTIVE
+    """Without an extractor one is trained at the study's grid and kept: evaluations compare."""
+    path = extractor_file(coordinator, None, SHAPE, hidden=True)
+    made = load_extractor(path, digest(path))
+    assert made.name == "contrastive encoder, trained on phantoms of 16 x 18 x 17 voxels"
     before = path.stat().st_mtime_ns
-    assert extractor_file(coordinator, None, hidden=True) == path
+    assert extractor_file(coordinator, None, SHAPE, hidden=True) == path
     assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("study", "phantoms"),
+    [((16, 24, 32), (16, 24, 32)), ((33, 31, 128), (32, 31, 32)), ((96, 96, 96), (32, 32, 32))],
+)
+def test_an_encoder_learns_at_the_grid_of_its_study(
+    study: tuple[int, ...], phantoms: tuple[int, ...]
+) -> None:
+    """Features of another grid than the samples' tell less; what nobody can wait for is cut."""
+    assert phantom_shape(study) == phantoms
+
+
+def test_each_grid_has_an_encoder_of_its_own(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second study of another grid is not judged by the first one's; equal seeds repeat."""
+    briefly = partial(contrast.train_encoder, steps=1)
+    monkeypatch.setattr(contrast, "train_encoder", briefly)
+    first, second = (extractor_file(coordinator, None, x, hidden=True) for x in (SHAPE, (16,) * 3))
+    assert first != second
+    assert load_extractor(second, digest(second)).name.endswith("of 16 x 16 x 16 voxels")
+    expected = briefly(SHAPE, generator=torch.Generator().manual_seed(0))
+    assert digest(first) == expected.digest

@@ -9,22 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import balls
 from torch import Tensor
 from voxfed.models.base import NO_CONDITION, Batch, Condition, Family
 from voxfed.models.conditioning import Conditioning
 from voxfed.models.quality import adherence, evaluation, similarity
 from voxfed.models.quality.contrast import draw_phantoms
-from voxfed.models.quality.drawing import Drawn
 from voxfed.models.quality.encoder import Encoder
 from voxfed.models.quality.evaluation import (
     Cohort,
     evaluate,
     intensities,
     shown_groups,
-    told_and_tested,
 )
 from voxfed.models.quality.features import Extractor, contrastive
+from voxfed.models.quality.intervals import averaged
 from voxfed.models.quality.utility import utility
 from voxfed.study.errors import UsageError
 
@@ -216,25 +214,6 @@ def test_intensities_are_shares_in_which_each_patient_counts_alike() -> None:
     assert found.samples == pytest.approx(intensities([phantoms(12, 9).numpy()]))
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_what_is_tested_was_not_told(apart: bool) -> None:
-    """No patient whose mask made a sample to learn from tests what was learned; classes may."""
-    volumes = balls(10, SHAPE)
-    visits = [
-        (f"patient-{number // 2}", Batch(x[None], Condition(label=torch.tensor([number]))))
-        for number, x in enumerate(volumes)
-    ]
-    drawn = Drawn(volumes[[0, 1, 2, 3, 4, 5]], [0, 1, 2, 3, 4, 5])
-    synthetic, test, patients = told_and_tested(drawn, visits, apart=apart)
-    assert synthetic.condition.label is not None
-    assert test.condition.label is not None
-    told, tested = synthetic.condition.label.tolist(), test.condition.label.tolist()
-    assert told == ([0, 1, 4, 5] if apart else [0, 1, 2, 3, 4, 5])
-    assert tested == ([2, 3, 6, 7] if apart else list(range(10)))
-    assert patients == [f"patient-{number // 2}" for number in tested]
-    assert torch.equal(synthetic.volumes, volumes[told])
-
-
 @pytest.mark.parametrize(("kind", "tested"), [("mask", 8), ("class", 16)])
 def test_masks_are_told_of_some_patients_and_tested_on_others(
     kind: str, tested: int, monkeypatch: pytest.MonkeyPatch
@@ -248,23 +227,47 @@ def test_masks_are_told_of_some_patients_and_tested_on_others(
         label, mask = torch.tensor([number // 2 % 2]), (x[None] > 0).long()
         told = Condition(label=label) if kind == "class" else Condition(mask=mask)
         table[name] = [Batch(x[None], told)]
-    site = Cohort(table.__getitem__, NAMES[0:32:2], NAMES[1:32:2], {}, (1.0, 1.0, 1.0))
+    groups = {"age": {"age 40 to 49": NAMES}, "sex": {"sex F": NAMES[:20]}}
+    monkeypatch.setattr(evaluation, "LEAST_OF_A_GROUP", 8)
+    site = Cohort(table.__getitem__, NAMES[0:32:2], NAMES[1:32:2], groups, (1.0, 1.0, 1.0))
     found = evaluate(Drawer(volumes, kind=kind), extractor(), site, samples=16, seed=5)
     learned = "Dice, both" if kind == "mask" else "AUC, both"
-    assert {x.name: x.n for x in found.figures["all"]}[learned] == tested
+    named = {group: {x.name: x for x in rows} for group, rows in found.figures.items()}
+    assert named["all"][learned].n == tested
+    assert named["age 40 to 49"][learned].value == named["all"][learned].value
+    assert (learned in named["sex F"]) == (kind == "class"), "ten of a sex, five of them tested"
+    if kind == "mask":
+        assert named["age 40 to 49"]["Dice"].real == named["all"]["Dice"].real
+        assert {"Dice", "HD95, mm"} <= set(named["sex F"])
 
 
-@pytest.mark.slow
-def test_classes_have_utility() -> None:
-    """Samples of the right class teach what real ones do, and the figures stand in the report."""
-    volumes = balls(48, SHAPE) + 0.2 * torch.randn((48, 1, *SHAPE))
-    volumes[::2] *= -1
-    table = {
-        name: [Batch(x[None], Condition(label=torch.tensor([number % 2])))]
-        for number, (name, x) in enumerate(zip(NAMES, volumes, strict=False))
-    }
-    site = Cohort(table.__getitem__, NAMES[0:24], NAMES[24:48], {}, (1.0, 1.0, 1.0))
-    found = evaluate(Drawer(volumes[24:], kind="class"), extractor(), site, samples=24, seed=5)
-    useful = {x.name: x for x in found.figures["all"] if x.name.startswith("balanced accuracy")}
-    assert len(useful) == 3
-    assert all(figure.value > 0.9 for figure in useful.values())
+def test_translations_are_told_of_groups() -> None:
+    """By hand: all is the mean of both sexes, each counting by its patients."""
+    site = cohort({"sex": {"sex F": NAMES[:50], "sex M": NAMES[50:90]}}, patients=90, paired=True)
+    drawer = Drawer(phantoms(1, 9), noise=0.1, kind="source")
+    found = evaluate(drawer, extractor(), site, samples=45, seed=5)
+    for name in ("PSNR, dB", "SSIM", "MAE"):
+        everybody, *parts = (
+            next(figure for figure in found.figures[group] if figure.name == name)
+            for group in ("all", "sex F", "sex M")
+        )
+        assert [part.n for part in parts] == [25, 20]
+        whole = sum(part.n * part.value for part in parts) / everybody.n
+        assert everybody.value == pytest.approx(whole)
+
+
+def test_nobody_is_told_by_what_the_groups_leave_over() -> None:
+    """All less two sexes are two patients of whom samples were drawn: one sex is not told."""
+    patients = [f"p{number:02d}" for number in range(50)]
+    groups = {"sex F": patients[:21], "sex M": patients[21:41]}  # nine have neither
+    values = {patient: [float(number)] for number, patient in enumerate(patients)}
+    real = {patient: row for patient, row in values.items() if patient != "p49"}
+    for drawn, told in ((50, ["all", "sex F", "sex M"]), (43, ["all", "sex F"])):
+        some = {patient: values[patient] for patient in patients[:drawn]}
+        measure = averaged("x", some, real, better="lower", generator=np.random.default_rng(0))
+        found = evaluation._told_of(measure, {"sex": groups})
+        assert list(found) == told
+        assert found["sex F"].value == pytest.approx(10)
+        assert found["all"].real is not None
+        # where one patient has no real value, all less the sexes is another set than theirs
+        assert (found["sex F"].real is None) == (drawn == 50)

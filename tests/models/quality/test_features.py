@@ -45,6 +45,18 @@ def test_a_saved_extractor_is_read_back(tmp_path: Path) -> None:
     assert np.array_equal(first.features(some), second.features(some))
 
 
+def test_a_report_says_what_phantoms_an_encoder_learned_from() -> None:
+    """The shape comes with the file; a name that somebody made up is none of ours."""
+    made = contrastive(encoder(), (16, 24, 32))
+    assert made.name == "contrastive encoder, trained on phantoms of 16 x 24 x 32 voxels"
+    assert read_extractor(made.content).name == made.name
+    other = made.content.replace(b"phantoms of 16", b"phantoms in 16")
+    assert len(other) == len(made.content)
+    assert other != made.content
+    with pytest.raises(PlanError, match="unknown kind"):
+        read_extractor(other)
+
+
 def test_equal_weights_are_one_file() -> None:
     """Two coordinators who trained alike name the same digest; other weights have another."""
     assert contrastive(encoder()).content == contrastive(encoder()).content

@@ -2,13 +2,15 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from voxfed.models.base import Batch, Condition
+from voxfed.models.quality import utility as module
 from voxfed.models.quality.intervals import Figure
-from voxfed.models.quality.utility import area_under_curve, balanced_accuracy, utility
+from voxfed.models.quality.utility import area_under_curve, balanced_accuracy
 from voxfed.study.errors import UsageError
 
 SIDE = 16
@@ -50,6 +52,12 @@ def shuffled(batch: Batch, seed: int) -> Batch:
             mask=None if condition.mask is None else condition.mask[order],
         ),
     )
+
+
+def utility(*sets: Any, **more: Any) -> tuple[Figure, ...]:
+    """Return the figures of all patients of the test."""
+    told = [measure.figure(measure.patients) for measure in module.utility(*sets, **more)]
+    return tuple(figure for figure in told if figure is not None)
 
 
 def run(kind: str, synthetic: Batch, *, steps: int = 80) -> dict[str, Figure]:
@@ -135,6 +143,36 @@ def test_classes_that_no_draw_holds_together_have_no_utility() -> None:
     some = replace(bodies(16, 0), condition=Condition(label=torch.arange(16)))
     patients = [f"patient-{number}" for number in range(16)]
     assert utility(some, some, some, patients, steps=1, repeats=1, generator=draws()) == ()
+
+
+@pytest.mark.parametrize("kind", ["label", "mask"])
+def test_a_part_of_the_patients_has_the_figures_of_a_test_of_them_alone(kind: str) -> None:
+    """Trained once, each group is told as if nobody else had been tested."""
+    some, test = told(bodies(6, 1), kind), told(bodies(12, 2), kind)
+    names = [f"patient-{number % 2}{number // 2}" for number in range(12)]
+    rows = [number for number, name in enumerate(names) if name < "patient-04"] + [1, 3, 5, 7]
+    part = Batch(test.volumes[rows], test.condition.mapped(lambda each: each[rows]))
+    chosen = [names[row] for row in rows]
+    more: Any = {"steps": 5, "repeats": 1}
+    alone = utility(some, some, part, chosen, generator=draws(), **more)
+    for measure, expected in zip(
+        module.utility(some, some, test, names, generator=draws(), **more), alone, strict=True
+    ):
+        figure = measure.figure(chosen)
+        assert figure is not None
+        assert (figure.name, figure.n) == (expected.name, 8)
+        assert figure.value == pytest.approx(expected.value, abs=1e-6)
+        assert figure.low <= figure.value <= figure.high
+
+
+def test_a_group_that_lacks_a_class_has_no_figure_of_classes() -> None:
+    """Its balanced accuracy would be of one class fewer than its neighbour's."""
+    some = told(bodies(12, 1), "label")
+    names = [f"patient-{number % 2}{number // 2}" for number in range(12)]
+    measures = module.utility(some, some, some, names, steps=1, repeats=1, generator=draws())
+    ones = [name for name in names if name.startswith("patient-1")]
+    assert [measure.figure(ones) for measure in measures] == [None] * 6
+    assert None not in [measure.figure(names) for measure in measures]
 
 
 def test_a_draw_of_a_patient_is_of_all_its_volumes() -> None:

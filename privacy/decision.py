@@ -57,7 +57,7 @@ def sign_approval(
         key: the officer's.
 
     Raises:
-        Refusal: a rule blocks the release or finds the audit invalid, or a WARN is left without a reason.
+        Refusal: a rule blocks the release or finds the audit invalid, or a WARN has no reason.
         UsageError: a reason is too long, or for a rule that does not warn.
     """
     blocked = [finding for finding in findings if finding.verdict.closes]

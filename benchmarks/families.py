@@ -15,6 +15,7 @@ import statistics
 from typing import Any
 
 import numpy as np
+import torch
 from parts.material import (
     Cohort,
     Job,
@@ -26,13 +27,15 @@ from parts.material import (
     run_alone,
     surroundings,
 )
+from voxfed.models.base import Batch
 from voxfed.models.quality.baselines import fit_pca, noisy_copies
 from voxfed.models.quality.features import Extractor
 from voxfed.models.quality.intervals import Figure
 from voxfed.models.registry import describe
-from voxfed.privacy.audit.extraction import find_copies
-from voxfed.privacy.audit.statistics import excess_chance
-from voxfed.privacy.rules.copies import FALSE_ALARM
+from voxfed.privacy.audit.copies.search import search
+from voxfed.privacy.audit.report import copied_of
+from voxfed.privacy.evidence import Copied
+from voxfed.privacy.rules.copies import weigh
 from voxfed.study.errors import VoxfedError
 
 DEFAULT = ("vae", "wgan-gp", "wavelet-diffusion", "vq-transformer")
@@ -56,19 +59,22 @@ def baseline(name: str, train: Volumes, fold: int) -> Volumes:
     return noisy_copies(train, SAMPLES, NOISE, generator)
 
 
-def copies(samples: Volumes, train: Volumes, test: Volumes) -> float:
-    """Return the chance of so many copies of train over test patients, as the release gate does."""
-    groups = [{str(n): [one] for n, one in enumerate(each)} for each in (train, test)]
-    found = find_copies(samples, *groups, random_bytes=np.random.default_rng(0).bytes)
-    n = int(found["compared"])
-    return min(
-        excess_chance(
-            int(found[f"{prefix}memorised_members"]),
-            int(found[f"{prefix}memorised_non_members"]),
-            n,
-        )
-        for prefix in ("", "strict_")
+def copies(
+    extractor: Extractor, train: Volumes, test: Volumes, samples: Volumes
+) -> dict[str, Copied]:
+    """Return copies of train and of test patients by likeness, as a site's audit finds them."""
+    groups = [
+        {str(n): [Batch(torch.from_numpy(one[None]))] for n, one in enumerate(each)}
+        for each in (train, test)
+    ]
+    found = search(
+        Batch(torch.from_numpy(samples)),
+        *groups,
+        extract=extractor.features,
+        random_bytes=np.random.default_rng(0).bytes,
     )
+    counted = {space: copied_of(copies.counts()) for space, copies in found.spaces.items()}
+    return {space: copied for space, copied in counted.items() if copied}
 
 
 def measure(
@@ -77,7 +83,7 @@ def measure(
     """Return the row of a family or a baseline; a family that fails is a row that says so."""
     figures: list[list[Figure]] = []
     costs: list[dict[str, float]] = []
-    chances = []
+    copied: dict[tuple[str, str], Copied] = {}
     for fold in range(folds):
         train, test = cohort.fold(fold)
         try:
@@ -87,15 +93,17 @@ def measure(
                 samples, cost = run_alone(Job(name, train, seconds / folds, SAMPLES))
             figures.append(judge(extractor, train, test, samples))
             costs.append(cost)
-            chances.append(copies(samples, train, test))
+            searched = copies(extractor, train, test, samples)
+            copied |= {(f"fold {fold}", space): found for space, found in searched.items()}
         except (VoxfedError, RuntimeError) as fault:  # the latter where memory ran out
             if name in (PCA, COPIES):
                 raise
             return {"case": name, "failed": str(fault).partition("\n")[0]}
     row: dict[str, Any] = {"case": name, "figures": mean_figures(figures)}
     row |= {key: statistics.mean(cost[key] for cost in costs) for key in costs[0]}
-    condemned = min(chances) <= FALSE_ALARM / (2 * folds)
-    return row | {"copies_p": min(chances), "copies": "BLOCK" if condemned else "PASS"}
+    chances, limit = weigh(copied)
+    chance = min(chances.values())
+    return row | {"copies_p": chance, "copies": "BLOCK" if chance <= limit else "PASS"}
 
 
 def loses(row: dict[str, Any], pca: dict[str, Any]) -> bool:

@@ -13,11 +13,13 @@ from ..study.messages import (
     AuditRequest,
     Confirmed,
     EvaluationRequest,
+    RefusalCode,
     ScoreCounts,
     hash_of,
 )
 from ..study.record import RoundRecord
 from .approval import Approval
+from .refusal import Coded
 from .site import Site
 from .suspects import keep_pairs
 
@@ -103,6 +105,8 @@ def audit(
 
     Raises:
         VerificationError: the volumes are not those of these weights.
+        Coded: too few patients were held out to give a model images to start from.
+        VolumeError: a patient's score is not finite.
     """
     began, exact = time.monotonic(), warm.approval.plan.privacy.audit_counts == "exact"
     warm.trainer.family.eval()
@@ -204,11 +208,13 @@ def _made(
         shape = (1, *plan.volumes.shape)
         made = synthetic.read(received, takes, request.weights_digest, shape)
         return made, synthetic.check(family, takes, request.weights_digest, made)
+    if not givers or not request.samples:
+        raise Coded(RefusalCode.TOO_FEW, "no held-out patient's image can start a synthetic volume")
     generator = torch.Generator(warm.trainer.device)
     generator.manual_seed(int(request.weights_digest[:15], 16))
     parts = []
     with torch.no_grad():
-        for number in range(request.samples if givers else 0):
+        for number in range(request.samples):
             told = warm.scans.batches(givers[number % len(givers)])[0].condition
             volume = family.sample(1, condition=told, generator=generator)
             parts.append(Batch(volume.cpu(), told.mapped(torch.Tensor.cpu)))

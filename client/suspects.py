@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..study.errors import UsageError
+from ..study.errors import DiskError, UsageError
 from ..study.files import write
 from .approval import Approval, find
 from .site import Site
@@ -32,7 +32,10 @@ def keep_pairs(site: Site, study: str, made: Batch, pairs: Sequence[Pair]) -> No
 
     folder = _folder(find(site, study))
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as fault:
+        raise DiskError(f"{folder} cannot be written: {fault.strerror}") from None
     numbers = sorted({pair.sample for pair in pairs})
     volumes = {str(number): made.volumes[number].float().contiguous() for number in numbers}
     write(folder / SAMPLES, to_bytes(volumes), mode=OWN)

@@ -72,7 +72,7 @@ def lower_bounds(
         found.append(
             LowerBound(site, score, proved.general, proved.gaussian, most.general, most.gaussian)
         )
-    return tuple(sorted(found, key=lambda bound: -bound.general))
+    return tuple(sorted(found, key=lambda b: (-b.general, -b.gaussian, -b.cap)))
 
 
 def _level(scores: Mapping[str, Mapping[str, BinnedScores]]) -> float:

@@ -207,7 +207,7 @@ def build_report(
         absent=dict(sorted(absent.items())),
         covered=covered(plan),
         not_covered=not_covered(plan),
-        not_tested=not_tested(),
+        not_tested=not_tested(plan),
         notes=notes([site.site for site in sites if site.pseudo_patients]),
     )
 

@@ -34,8 +34,7 @@ class Copies:
             return Finding(self.name, Verdict.WARN, None, None, "no site searched for copies")
         for likeness in sorted({likeness for _, likeness in found}):
             found[TOGETHER, likeness] = _sum([c for (_, x), c in found.items() if x == likeness])
-        limit = FALSE_ALARM / (2 * len(found))
-        chances = {place: _chance(copied) for place, copied in found.items()}
+        chances, limit = weigh(found)
         worst = min(chances, key=chances.__getitem__)
         copied, chance = found[worst], chances[worst]
         confirmed = [s.name for s in evidence.sites if s.confirmed and not s.confirmed_held_out]
@@ -79,6 +78,16 @@ class EnoughSamples:
         )
         verdict = Verdict.PASS if share >= ENOUGH else Verdict.WARN
         return Finding(self.name, verdict, share, ENOUGH, detail, seen)
+
+
+def weigh(found: Mapping[tuple[str, str], Copied]) -> tuple[dict[tuple[str, str], float], float]:
+    """Returns the p-value of each site and likeness, and what blocks at or under: 2.5 % / tests.
+
+    Each is the smaller of two tests, at the usual and at the strict threshold. `found` has one or
+    more.
+    """
+    chances = {place: _chance(copied) for place, copied in found.items()}
+    return chances, FALSE_ALARM / (2 * len(found))
 
 
 def _chance(copied: Copied) -> float:

@@ -75,7 +75,7 @@ class LowFalseAlarms:
     """Few members are surely found at 1 % false alarms; else BLOCK.
 
     Compared is the lower end of Clopper and Pearson's interval, corrected as the AUCs are. It takes
-    300 non-members to be stated; with fewer it is not, and the rule says so.
+    300 non-members to be stated; with fewer: WARN.
     """
 
     name = "surely found members"
@@ -85,7 +85,7 @@ class LowFalseAlarms:
         limit = evidence.rate_block
         if not evidence.rates:
             detail = "fewer than 300 non-members: no rate at 1 % false alarms can be stated"
-            return Finding(self.name, Verdict.PASS, None, limit, detail, "none: not stated")
+            return Finding(self.name, Verdict.WARN, None, limit, detail, "none: not stated")
         worst = max(evidence.rates, key=lambda found: found.found.low)
         low = worst.found.low
         detail = (
@@ -136,7 +136,7 @@ class BelowCeiling:
             detail = f"the privacy engine is faulty: an attack proves more than was claimed {got}"
             return Finding(self.name, Verdict.BLOCK, worst.general, claim, detail)
         most = max(bound.cap for bound in proved)
-        seen = f"an epsilon of {most:.2g} at the most: so many patients prove no more"
+        seen = f"a true epsilon far above {most:.2g}, the most that so many patients can prove"
         detail = f"no attack proves an epsilon above the claim {got}"
         return Finding(self.name, Verdict.PASS, worst.general, claim, detail, seen)
 

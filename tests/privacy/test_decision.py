@@ -9,6 +9,7 @@ from voxfed.study.identity import sign_envelope, statement
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 UNIT = "unit_is_the_patient"
+FEW = {"enough_patients": "a pilot", "surely_found_members": "a pilot"}
 
 
 def approve(people: Any, report: Any, **reasons: str) -> bytes:
@@ -25,14 +26,15 @@ def test_each_warning_needs_a_reason_that_is_kept(scene: Any, plan: Any) -> None
     """One word for all warnings would let an officer pass what was not read."""
     people = scene(pseudo=("north",))
     report = people.report(plan())
-    for reasons in ({}, {"enough_patients": "a pilot"}, {"enough_patients": "a pilot", UNIT: " "}):
+    for reasons in ({}, FEW, {**FEW, UNIT: " "}):
         with pytest.raises(Refusal, match=r"each WARN needs your reason: .*unit is the patient"):
             approve(people, report, **reasons)
-    envelope = approve(people, report, enough_patients="a pilot", **{UNIT: "no patient is named"})
+    envelope = approve(people, report, **FEW, **{UNIT: "no patient is named"})
     read = read_decision(envelope, people.keys["officer"].public, DIGEST, what="it")
     assert read.decision == "approve"
     assert read.reasons == {
         "enough patients": "a pilot",
+        "surely found members": "a pilot",
         "unit is the patient": "no patient is named",
     }
 
@@ -41,7 +43,7 @@ def test_a_reason_for_what_does_not_warn_is_refused(scene: Any, plan: Any) -> No
     """A misspelt rule must not look like a reason that was given."""
     people = scene()
     with pytest.raises(UsageError, match=r"for no warning of this audit \(got budget"):
-        approve(people, people.report(plan()), enough_patients="a pilot", budget="fine")
+        approve(people, people.report(plan()), **FEW, budget="fine")
 
 
 def test_a_clean_release_needs_no_reason(scene: Any, plan: Any, copies: Any) -> None:
@@ -69,7 +71,7 @@ def test_a_rejection_needs_a_reason_too(scene: Any) -> None:
 
 def test_a_decision_holds_for_one_release_and_one_officer(scene: Any, plan: Any) -> None:
     people = scene()
-    envelope = approve(people, people.report(plan()), enough_patients="fine")
+    envelope = approve(people, people.report(plan()), **FEW)
     with pytest.raises(VerificationError, match="another release"):
         read_decision(envelope, people.keys["officer"].public, OTHER, what="it")
     with pytest.raises(VerificationError, match="not signed"):

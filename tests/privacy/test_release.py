@@ -49,7 +49,7 @@ CLEAN = Evidence(
         dataclasses.replace(HARMLESS, site=TOGETHER),
     ),
     blind=(dataclasses.replace(HARMLESS, score="blind baseline"),),
-    rates=(),
+    rates=(Rate("north", "reconstruction", Interval(0.01, 0.0, 0.03)),),
     bounds=(LowerBound("north", "reconstruction", 1.0, 1.5, 2.8, 5.5),),
     absent={},
 )
@@ -126,6 +126,7 @@ TABLE = [
         "surely found members",
         "BLOCK",
     ),
+    ({"rates": ()}, "surely found members", "WARN"),
     ({"bounds": ()}, "below the claimed epsilon", "PASS"),
     ({"bounds": bound(7.9)}, "below the claimed epsilon", "PASS"),
     ({"bounds": bound(7.91)}, "below the claimed epsilon", "BLOCK"),

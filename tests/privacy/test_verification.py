@@ -29,7 +29,7 @@ def test_an_approved_bundle_verifies(approved: tuple[Any, Path]) -> None:
     people, bundle = approved
     found = verify(bundle, **people.cards)
     assert found.verdict is Verdict.WARN
-    assert found.approvals == {"officer": {"enough patients": "seen and accepted"}}
+    assert found.approvals["officer"]["enough patients"] == "seen and accepted"
     assert found.digest == bundle_digest(bundle)
     assert (found.epsilon, found.delta) == (7.5, 1e-3)
     assert sorted(found.sites) == ["harbour", "north", "valley"]

@@ -8,8 +8,15 @@ from voxfed.privacy.audit.binning import quantile_bins
 from voxfed.privacy.audit.comparisons import compare
 from voxfed.privacy.audit.membership import histogram
 from voxfed.privacy.audit.scores.fusion import fuse
-from voxfed.privacy.audit.statistics import BinnedScores, auc, stratified_auc
-from voxfed.privacy.evidence import TOGETHER, Copied, Evidence, Membership, SiteEvidence
+from voxfed.privacy.audit.statistics import BinnedScores, Interval, auc, stratified_auc
+from voxfed.privacy.evidence import (
+    TOGETHER,
+    Copied,
+    Evidence,
+    Membership,
+    Rate,
+    SiteEvidence,
+)
 from voxfed.privacy.finding import Verdict
 from voxfed.privacy.release import decide
 
@@ -45,23 +52,30 @@ def simulated(draw: np.random.Generator, *, leak: float = 0.0, shift: float = 0.
     return audit
 
 
-def judged(audit: Scores, limit: float = 0.6) -> tuple[Verdict, bool]:
-    """The release gate's verdict on the scores, and whether the blind baseline makes it INVALID."""
+def judged(audit: Scores, limit: float = 0.6) -> Verdict:
+    """The release gate's verdict on the scores and on the blind baseline."""
     scores = {name: sites for name, sites in audit.items() if name != "blind"}
-    invalid = compare({"blind": audit["blind"]}, 0.5)[0].corrected.low > 0.5
-    return gate(compare(scores, limit), limit), invalid
+    blind = compare({"blind": audit["blind"]}, 0.5)
+    return gate(compare(scores, limit), blind, limit)
 
 
-def gate(memberships: tuple[Membership, ...], limit: float) -> Verdict:
-    copied = Copied(200, 30, 1, 1, 0, 0)
+def gate(
+    memberships: tuple[Membership, ...], blind: tuple[Membership, ...], limit: float
+) -> Verdict:
+    copied = {"voxels": Copied(2000, 30, 1, 1, 0, 0)}
     evidence = Evidence(
         private=True,
         allowed_without_privacy=False,
         epsilon_limit=8.0,
         auc_block=limit,
         auc_half_width=0.5,
-        sites=tuple(SiteEvidence(name, 7.0, copied, False) for name in SITES),
+        rate_block=0.03,
+        delta=1e-5,
+        sites=tuple(SiteEvidence(name, 7.0, copied, 0, 0, 2000, 30, False) for name in SITES),
         memberships=memberships,
+        blind=blind,
+        rates=(Rate(SITES[0], "score 0", Interval(0.01, 0.0, 0.03)),),
+        bounds=(),
         absent={},
     )
     return decide(evidence)[0]
@@ -77,8 +91,7 @@ def test_200_audits_without_a_leak_raise_no_alarm() -> None:
     alarms = strict = uncorrected = 0
     for _ in range(200):
         audit = simulated(draw)
-        verdict, invalid = judged(audit)
-        alarms += verdict is Verdict.BLOCK or invalid
+        alarms += judged(audit).closes
         scores = {name: sites for name, sites in audit.items() if name != "blind"}
         strict += compare(scores, 0.5)[0].corrected.low > 0.5
         uncorrected += any(
@@ -93,8 +106,8 @@ def test_a_leak_is_blocked_and_a_shift_is_invalid() -> None:
     """The gate is not calm because it is blind: what is planted in every audit is found in it."""
     draw = np.random.default_rng(7)
     for _ in range(3):
-        assert judged(simulated(draw, leak=2.0)) == (Verdict.BLOCK, False)
-        assert judged(simulated(draw, shift=1.5)) == (Verdict.PASS, True)
+        assert judged(simulated(draw, leak=2.0)) is Verdict.BLOCK
+        assert judged(simulated(draw, shift=1.5)) is Verdict.INVALID
 
 
 def test_each_comparison_has_its_share_of_the_five_percent() -> None:

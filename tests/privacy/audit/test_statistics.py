@@ -213,20 +213,26 @@ def test_impossible_rates_are_refused(k: int, n: int) -> None:
 def test_true_positives_are_not_given_without_enough_non_members() -> None:
     """3 / n is the least false positive rate that n non-members can speak of."""
     few = BinnedScores((0.0, 299.0), (299.0, 0.0))
-    assert true_positive_rate(few, 0.01) is None
-    assert true_positive_rate(BinnedScores((0.0, 300.0), (300.0, 0.0)), 0.01) is not None
-    assert true_positive_rate(BinnedScores((0.0, 300.0), (300.0, 0.0), 1.0), 0.1) is None
+    assert true_positive_rate([few], 0.01) is None
+    assert true_positive_rate([few, few], 0.01) is not None, "two sites have enough together"
+    assert true_positive_rate([BinnedScores((0.0, 300.0), (300.0, 0.0))], 0.01) is not None
+    assert true_positive_rate([BinnedScores((0.0, 300.0), (300.0, 0.0), 1.0)], 0.1) is None
 
 
 def test_true_positive_rate_counts_whole_bins_within_the_false_positives() -> None:
     scores = BinnedScores((10, 20, 30, 40), (80, 12, 6, 2))
-    pair = true_positive_rate(scores, 0.10)
+    pair = true_positive_rate([scores], 0.10)
     assert pair is not None
     assert pair[0].value == pytest.approx(0.70)
     assert pair[1].value == pytest.approx(0.08)
-    pair = true_positive_rate(scores, 0.05)
+    pair = true_positive_rate([scores], 0.05)
     assert pair is not None
     assert (pair[0].value, pair[1].value) == pytest.approx((0.40, 0.02))
+    other = BinnedScores((50, 20, 20, 10), (30, 20, 30, 20))
+    pair = true_positive_rate([scores, other], 0.20)
+    assert pair is not None
+    assert pair[0].value == pytest.approx((90 + 10) / 200), "each site has a threshold of its own"
+    assert pair[1].value == pytest.approx((20 + 20) / 200)
 
 
 def test_fisher_matches_scipy() -> None:

@@ -10,7 +10,9 @@ import typer
 
 from . import __version__
 from .client.commands import site_app
-from .privacy.commands import audit, officer, release
+from .privacy.audit_commands import audit_app
+from .privacy.officer_commands import officer_app
+from .privacy.release_commands import release_app
 from .server import release_commands  # noqa: F401, adds to the audit and release groups
 from .server.commands import server_app
 from .server.evaluation_commands import evaluate
@@ -27,9 +29,9 @@ app = typer.Typer(
 app.add_typer(site_app, name="site")
 app.add_typer(server_app, name="server")
 app.add_typer(study_app, name="study")
-app.add_typer(officer, name="officer")
-app.add_typer(audit, name="audit")
-app.add_typer(release, name="release")
+app.add_typer(officer_app, name="officer")
+app.add_typer(audit_app, name="audit")
+app.add_typer(release_app, name="release")
 app.command()(evaluate)
 
 

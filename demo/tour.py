@@ -16,7 +16,8 @@ from rich.markup import escape
 from ..client import commands as site_commands
 from ..client.socket import exchange
 from ..models.registry import check
-from ..privacy import commands as officer_commands
+from ..privacy import officer_commands
+from ..privacy import release_commands as decisions
 from ..privacy.audit.report import AuditReport
 from ..privacy.decision import warnings_of
 from ..server import commands as server_commands
@@ -196,10 +197,10 @@ def _decide(tour: Tour, bundles: dict[str, Path], reports: dict[str, AuditReport
         report, place, cards = reports[name], tour.folder / officer, _cards(tour)
         reasons = [f"{rule}={REASON}" for rule in warnings_of(report.findings)]
         try:
-            officer_commands.approve(bundle, place, decision, reasons, cards)
+            decisions.approve(bundle, place, decision, reasons, cards)
         except Refusal as fault:
             console.print(f"  [red]{name}: {escape(fault.message)}[/]")
-            officer_commands.reject(bundle, place, decision, "the audit blocks it", cards)
+            decisions.reject(bundle, place, decision, "the audit blocks it", cards)
         else:
             if report.verdict.value == "BLOCK":
                 raise VerificationError(f"a blocked release of {name} was approved")
@@ -209,7 +210,7 @@ def _decide(tour: Tour, bundles: dict[str, Path], reports: dict[str, AuditReport
 
 def _verify(tour: Tour, bundle: Path) -> str:
     try:
-        officer_commands.verify(bundle, card=_cards(tour))
+        decisions.verify(bundle, card=_cards(tour))
     except VerificationError as fault:
         console.print(f"  [red]release verify: {escape(fault.message)}[/]")
         return fault.message

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..privacy.commands import audit as audit_app
-from ..privacy.commands import release as release_app
+from ..privacy.audit_commands import audit_app
+from ..privacy.release_commands import release_app
 from ..study.errors import UsageError
 from ..study.terminal import console, progress, show_json, show_table
 from .options import HERE, AsJson, Folder, Name, open_coordinator, open_store

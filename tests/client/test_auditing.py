@@ -177,7 +177,10 @@ def test_volumes_of_another_model_are_refused(exact_hospital: Any) -> None:
     hospital, weights, here = exact_hospital, exact_hospital.weights, Worker(exact_hospital.site)
     torch.manual_seed(1)
     other = to_bytes(
-        {name: x + 0.3 * torch.randn(x.shape) for name, x in tensors_of(build(hospital.plan)).items()}
+        {
+            name: x + 0.3 * torch.randn(x.shape)
+            for name, x in tensors_of(build(hospital.plan)).items()
+        }
     )
     permit_first = _audit(hospital, weights, _drawn(hospital, weights))
     assert hospital.code(here.answer(permit_first)) == "audit-not-approved"

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from voxfed.privacy import clipping, engine, noise, sampling
 from voxfed.privacy.audit import replay, selftest
 from voxfed.privacy.audit.selftest import FAULTS, INSTRUMENTS, SHIPPED, Finding, Reading
-from voxfed.privacy.commands import audit
+from voxfed.privacy.audit_commands import audit_app
 from voxfed.privacy.gradients.recorder import Recorder
 from voxfed.study.errors import VerificationError
 
@@ -93,7 +93,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
 def _call(*words: str) -> tuple[str, BaseException | None]:
     app = typer.Typer()
-    app.add_typer(audit, name="audit")
+    app.add_typer(audit_app, name="audit")
     done = CliRunner().invoke(app, ["audit", "selftest", *words])
     return done.stdout, done.exception
 

@@ -191,9 +191,9 @@ def test_an_audit_goes_the_same_way(hospitals: list[Site]) -> None:
     """What both share did not change audits; what an audit blocks, no evaluation shows."""
     asking, coordinator, store = examination(hospitals, deadline=0.5)
     with pytest.raises(Refusal, match="no site answered the audit"):
-        asking.audit(4)
+        asking.audit(0, None, None)
     permit(hospitals[0], find(hospitals[0], "trunks"), "audit")
-    asking.audit(4)
+    asking.audit(0, None, None)
     folder = Path(store.progress()["folder"])
     assert folder.name == "001"
     assert [path.name for path in folder.glob("*.reply")] == ["north.reply"]

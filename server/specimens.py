@@ -12,8 +12,6 @@ from ..study.messages import hash_of
 from .coordinator import Coordinator
 from .store import Store
 
-TIMED = 3  # volumes that are drawn to learn how long one takes
-
 
 @dataclass(frozen=True)
 class Specimens:
@@ -70,9 +68,8 @@ def gather(
     family = model_of(store, last)
     if not samples:
         began = time.monotonic()
-        for number in range(TIMED):
-            synthetic.draw(family, takes, digest, number)
-        took = max((time.monotonic() - began) / TIMED, 1e-6)
+        synthetic.draw(family, takes, digest, 0)
+        took = max((time.monotonic() - began) / synthetic.HANDFUL, 1e-6)
         declared = sum(int(facts["declared_patients"]) for facts in store.decisions().values())
         samples = synthetic.affordable(took, budget, declared)
     path = store.folder / "samples" / f"{digest[:16]}-{samples}.safetensors"

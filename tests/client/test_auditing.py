@@ -142,7 +142,7 @@ def test_an_exact_audit_tells_what_it_found_and_keeps_the_pairs(exact_hospital: 
     _, committed = hospital.opened(here.answer(request))
     audited, _ = hospital.opened(committed)
     held_out = len(hospital.approval.manifest.held_out)
-    assert (audited.counts, audited.trained, audited.checked) == ("exact", 6, 2)
+    assert (audited.counts, audited.trained, audited.checked) == ("exact", 6, 6)
     assert {"reconstruction", "gradient norm", "nearest sample", "fused"} <= set(audited.scores)
     for name, counts in audited.scores.items():
         assert sum(counts.members) == 6, name
@@ -191,4 +191,4 @@ def test_volumes_of_another_model_are_refused(exact_hospital: Any) -> None:
     assert _charges(hospital) == []
     assert not (hospital.approval.folder / "suspects").exists()
     _, committed = hospital.opened(here.answer(permit_first))
-    assert hospital.opened(committed)[0].checked == 2
+    assert hospital.opened(committed)[0].checked == 6

@@ -8,20 +8,24 @@ import streams
 import typer
 from typer.testing import CliRunner
 from voxfed.privacy import clipping, engine, noise, sampling
-from voxfed.privacy.audit import replay, selftest
+from voxfed.privacy.audit import replay, selftest, witness
 from voxfed.privacy.audit.selftest import FAULTS, INSTRUMENTS, SHIPPED, Finding, Reading
 from voxfed.privacy.audit_commands import audit_app
 from voxfed.privacy.gradients.recorder import Recorder
 from voxfed.study.errors import VerificationError
 
-EVERYTHING = [*((name, SHIPPED) for name in INSTRUMENTS), *FAULTS]
+ENGINE = {name: read for name, read in INSTRUMENTS.items() if name not in witness.INSTRUMENTS}
+PLANTED = {key: plant for key, plant in FAULTS.items() if key[0] in ENGINE}
+EVERYTHING = [*((name, SHIPPED) for name in ENGINE), *PLANTED]
 
 
 @pytest.fixture(scope="module")
 def findings() -> dict[tuple[str, str], Finding]:
-    """One run of the whole, on fixed streams: chance alone would fail three of a million."""
+    """One run on the engine, on fixed streams: chance alone would fail three of a million."""
     with pytest.MonkeyPatch.context() as patch:
         streams.fix(patch)
+        patch.setattr(selftest, "INSTRUMENTS", ENGINE)
+        patch.setattr(selftest, "FAULTS", PLANTED)
         return {(finding.instrument, finding.engine): finding for finding in selftest.run()}
 
 
@@ -41,7 +45,7 @@ def test_the_bound_is_reached() -> None:
 
 
 def test_all_known_faults_are_planted() -> None:
-    """What the three instruments are there for stays in the table."""
+    """What the instruments are there for stays in the table."""
     names = {
         instrument: [name for owner, name in FAULTS if owner == instrument]
         for instrument in INSTRUMENTS
@@ -50,6 +54,9 @@ def test_all_known_faults_are_planted() -> None:
         "neighbour replay": 5,
         "noise residual": 3,
         "canaries": 2,
+        "search for copies": 1,
+        "membership scores": 1,
+        "blind baseline": 1,
     }
 
 
@@ -108,6 +115,20 @@ def test_the_command_shows_and_counts(told: dict[str, bool]) -> None:
     document = json.loads(_call("--json")[0])
     assert document["holds"] is True
     assert [finding["engine"] for finding in document["findings"]] == [SHIPPED, "fault"]
+    assert {finding["part"] for finding in document["findings"]} == {"engine"}
+
+
+def test_the_command_shows_engine_and_audit_apart(
+    told: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader sees which half failed."""
+    monkeypatch.setattr(witness, "INSTRUMENTS", {"eye": None})
+    told["fault"] = False
+    text, _ = _call()
+    engine, audit = text.split("self-test of the privacy audit")
+    assert "eye" not in engine
+    assert "FAIL" in audit
+    assert "1 of 2 hold" in audit
 
 
 @pytest.mark.parametrize(

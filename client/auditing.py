@@ -114,7 +114,7 @@ def audit(
     if exact:
         givers = _givers(warm.approval.manifest.held_out)
         made, checked = _made(warm, request, drawn, givers)
-        attacked = _attacked(warm, request, made, extractor, givers)
+        attacked = _attacked(site, warm, request, made, extractor, givers)
         keep_pairs(site, request.study, made, attacked.found.pairs)
         found = {
             "scores": attacked.scores,
@@ -161,10 +161,23 @@ def _noised(warm: Warm) -> dict[str, ScoreCounts]:
 
 
 def _attacked(
-    warm: Warm, request: AuditRequest, made: Batch, extractor: bytes, givers: Sequence[str]
+    site: Site,
+    warm: Warm,
+    request: AuditRequest,
+    made: Batch,
+    extractor: bytes,
+    givers: Sequence[str],
 ) -> Attacked:
     from ..models.quality.features import read_extractor
     from ..privacy.audit.attack import Groups, attack
+    from ..privacy.audit.shadows import lessons_of
+    from .training import prepare
+
+    plan, device = warm.approval.plan, warm.trainer.device
+
+    def tell(step: int, steps: int, what: str) -> None:
+        if what.startswith("reference") and step == steps:  # what takes hours, for the operator
+            site.journal.append("audit", study=request.study, trained=what, steps=steps)
 
     judge = read_extractor(extractor, request.extractor_digest) if extractor else None
     members, held_out = (
@@ -177,6 +190,10 @@ def _attacked(
         made,
         seed=int(request.weights_digest[:15], 16),
         extract=judge.features if judge else None,
+        lessons=lessons_of(plan, lambda: prepare(plan, device))
+        if plan.privacy.reference_models
+        else None,
+        progress=tell,
     )
 
 

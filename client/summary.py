@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..privacy.audit.shadows import local_steps
 from ..privacy.terms import agree, declared_size
 from ..study.errors import VoxfedError
+from ..study.plan import StudyPlan
 from .approval import Approval
 from .cohort import read_cohort
 from .permission import KINDS, permissions
@@ -35,10 +37,22 @@ def summary(site: Site, approval: Approval) -> dict[str, Any]:
             terms = agree(plan, declared_size(patients))
             facts["noise multiplier"] = f"{terms.sigma:.3f}, sampling rate {terms.rate:.3f}"
             measured = rehearse(plan, site.settings.device, site.settings.performance)
+            if plan.privacy.reference_models:
+                facts["reference models"] = _trained_for_audits(plan)
             facts["estimated hours"] = f"{measured.hours:.2f} on {measured.device}"
         except VoxfedError as fault:
             facts["cannot be approved"] = fault.message
     return facts
+
+
+def _trained_for_audits(plan: StudyPlan) -> str:
+    """Return what training an audit with reference models means here."""
+    models, steps = plan.privacy.reference_models, sum(local_steps(plan).values())
+    return (
+        f"each of at most {plan.privacy.audits} audits trains {models} models here, {steps}"
+        f" optimiser steps each, {models * steps} in all, WITHOUT PRIVACY, on halves of the"
+        " patients whose coin was flipped; they are never written down, and dropped"
+    )
 
 
 def _waiting(approval: Approval) -> list[str]:
@@ -68,6 +82,8 @@ def _leaving(approval: Approval) -> list[str]:
     copies = " and copy counts" if privacy.audit_counts == "exact" else ""
     shown = privacy.audit_counts.replace("exact", "EXACT")
     leaving.append(f"{shown} histograms{copies} of at most {privacy.audits} audits")
+    if privacy.reference_models:
+        leaving.append("of the reference models nothing but EXACT histograms of two attacks")
     if privacy.evaluations:
         leaving.append(
             f"EXACT figures of at most {privacy.evaluations} evaluations, also by sex and age, and"

@@ -74,6 +74,13 @@ class PrivacySettings(Table):
     audits: int = Field(
         2, ge=1, le=10, description="audits that a site answers in this study, 1 to 10"
     )
+    reference_models: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="0 to 32 models that each site trains on halves of its audited patients to"
+        " attack with; 0: none",
+    )
     evaluations: int = Field(
         0,
         ge=0,
@@ -220,6 +227,20 @@ class StudyPlan(Table):
     def _bounded_draws(self) -> Self:
         if self.privacy.noise_multiplicity * self.privacy.volumes_per_patient > 1024:
             raise ValueError("volumes_per_patient x noise_multiplicity is over 1024")
+        return self
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        needed = {
+            "2 or more of them": self.privacy.reference_models > 1,
+            'privacy.audit_counts = "exact"': self.privacy.audit_counts == "exact",
+            'optimiser.name = "adam"': self.optimiser.name == "adam",
+            'trained = "all"': self.trained == "all",
+            "no [start], whose weights sites do not hold": self.start is None,
+        }
+        missing = ", ".join(what for what, holds in needed.items() if not holds)
+        if self.privacy.reference_models and missing:
+            raise ValueError(f"privacy.reference_models needs {missing}")
         return self
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from .membership import histogram
 from .scores.fusion import FOLDS, fuse
 from .scores.score import BLIND, FUSED, Context
 from .scores.table import applicable
+from .shadows import Lessons, reference_scores
 
 Features = npt.NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
@@ -69,6 +70,7 @@ def attack(
     *,
     seed: int,
     extract: Callable[[Tensor], Features] | None,
+    lessons: Lessons | None = None,
     progress: Progress = lambda *_: None,
 ) -> Attacked:
     """Run all that fits the family on one site's members and non-members.
@@ -79,6 +81,7 @@ def attack(
         made: synthetic volumes (M, 1, D, H, W) with what they were told, on the CPU.
         seed: from the weights' digest.
         extract: the contrastive encoder's features of volumes.
+        lessons: how reference models are trained to attack with; None for none.
         progress: told what is done, of how many parts, and which is next.
 
     Guarantee:
@@ -88,6 +91,7 @@ def attack(
 
     Raises:
         VolumeError: a score is not finite, or volumes differ in shape.
+        ProcessError: a reference model's training diverged.
     """
     values, fitted = _values(family, groups, made, seed, extract, progress), {}
     names = sorted({*groups.members, *groups.non_members})  # an order that no coin has set
@@ -101,6 +105,8 @@ def attack(
         table = np.array([[found[name] for found in whole] for name in names])
         if len(whole) > 1:
             fitted[FUSED] = fuse(table, members, seed, permutations=0).scores
+    if lessons and len(names) > 1:
+        fitted |= _referenced(family, groups, names, lessons, seed, progress)
     values |= {name: dict(zip(names, rows, strict=True)) for name, rows in fitted.items()}
     progress(2, 3, "copies")
     rest = Groups(groups.members, groups.compared, frozenset())
@@ -132,6 +138,26 @@ def _values(
         measure = score.prepare(family, context)
         found[score.name] = dict(_means(measure, {**groups.members, **held_out}, score.name))
     return found
+
+
+def _referenced(
+    family: Family,
+    groups: Groups,
+    names: Sequence[str],
+    lessons: Lessons,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Features]:
+    """Return the scores beside reference models, of the family's first score, by name."""
+    context, patients = Context(seed), {**groups.members, **groups.non_members}
+    patients, score = {name: patients[name] for name in names}, applicable(family, context)[0]
+
+    def known(model: Family) -> Features:
+        found = dict(_means(score.prepare(model, context), patients, score.name))
+        return np.array([found[name] for name in names])
+
+    volumes = list(patients.values())
+    return reference_scores(known(family), volumes, known, lessons, seed, progress=progress)
 
 
 def _means(

@@ -40,11 +40,12 @@ def not_covered(plan: StudyPlan) -> tuple[str, ...]:
 def not_tested(plan: StudyPlan) -> tuple[str, ...]:
     """Returns what an audit of this plan does not try, so that silence is not read as safety."""
     things = [
-        "attacks with reference models that were trained for it (RMIA, LiRA)",
         "an attacker who saw every round's update instead of the final weights",
         "recognising a person from a face or another scan; attributes of a patient",
         "whether a whole hospital took part: about 70 of its patients suffice to tell",
     ]
+    if not plan.privacy.reference_models:
+        things.insert(0, "attacks with reference models that were trained for it (RMIA, LiRA)")
     if plan.privacy.audit_counts == "noised":
         things = [
             "all attacks but one score, since more could not leave under the noise",

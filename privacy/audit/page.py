@@ -19,7 +19,7 @@ from ..rules.copies import Copies
 from .answer import binned
 from .ceiling import auc_ceiling, gaussian_auc
 from .report import AuditReport, ScoreReport, SiteReport, copied_of
-from .scores.score import BLIND, FUSED
+from .scores.score import BLIND, FUSED, LIRA, REFERENCED, RMIA, Threat
 from .scores.table import SCORES
 from .statistics import Interval, half_width_table, roc, roc_band
 
@@ -36,6 +36,9 @@ MOST_ROWS = 8
 OTHERS = {
     BLIND: "images alone, without any model: whatever it finds is no leak",
     FUSED: "all scores together, by a rule fitted to other patients of the hospital",
+    RMIA: "how much better the model knows a patient, beside other patients, than models trained"
+    " without them",
+    LIRA: "how far above models trained without a patient the model knows them",
 }
 COUNTS = {"edges", "members", "non_members"}
 
@@ -140,7 +143,8 @@ def _rows(report: AuditReport) -> list[Row]:
     places = [*(site.site for site in report.sites), TOGETHER]
     rows = []
     for name in dict.fromkeys(m.score for m in compared):
-        threat = known[name].threat.value if name in known else ""
+        other = Threat.WEIGHTS.value if name in REFERENCED else ""
+        threat = known[name].threat.value if name in known else other
         what = known[name].what if name in known else OTHERS.get(name, "")
         rows.append(Row(name, threat, what, [found.get((place, name)) for place in places]))
     return rows

@@ -45,7 +45,8 @@ def rmia(
             that is higher for members.
         references: the same of R reference models, (R, n).
         trained: which patients each reference trained on, (R, n).
-        population: patients that the audited model did not train on, (n,), one at least.
+        population: whom patients are compared with, (n,), one at least; the paper takes those that
+            the audited model did not train on. The order of patients does not depend on it.
         shrinkage: a, from 0 to 1.
         gamma: how much better than z the patient must be known, from 1 on.
 

@@ -107,6 +107,27 @@ def test_a_value_out_of_range_is_named(old: str, new: str, key: str) -> None:
     assert key in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "needed"),
+    [
+        ("[privacy]", '[privacy]\naudit_counts = "noised"', "audit_counts"),
+        ("reference_models = 4", "reference_models = 1", "2 or more of them"),
+        ("[optimiser]", '[optimiser]\nname = "sgd"', "adam"),
+        ("rounds = 8", 'rounds = 8\ntrained = "attention"', "trained"),
+        ("[optimiser]", f'[start]\nweights = "w"\nsha256 = "{"a" * 64}"\n[optimiser]', "start"),
+    ],
+)
+def test_reference_models_need_a_plan_that_they_can_follow(old: str, new: str, needed: str) -> None:
+    """References that are trained otherwise than the model would make the attack look weak."""
+    exact = "" if needed == "audit_counts" else '\naudit_counts = "exact"'
+    text = PLAN.replace("[privacy]", f"[privacy]\nreference_models = 4{exact}")
+    with pytest.raises(PlanError, match="reference_models needs") as caught:
+        StudyPlan.from_text(text.replace(old, new).encode())
+    assert needed in caught.value.message
+    fits = PLAN.replace("[privacy]", '[privacy]\naudit_counts = "exact"\nreference_models = 4')
+    assert StudyPlan.from_text(fits.encode()).privacy.reference_models == 4
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     """The path stands in the error."""
     with pytest.raises(PlanError, match=r"absent\.toml cannot be read"):

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     Measure = Callable[[Batch], Tensor]
 
 
-BLIND, FUSED = "blind baseline", "fused"
+BLIND, FUSED, RMIA, LIRA = "blind baseline", "fused", "RMIA", "LiRA"
 FITTED = frozenset({BLIND, FUSED})
 """Scores that a site fits to its own members and non-members, by cross-validation."""
+REFERENCED = frozenset({RMIA, LIRA})
+"""Scores beside reference models that a site trains for them."""
 
 
 class Threat(StrEnum):

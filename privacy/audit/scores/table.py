@@ -15,7 +15,7 @@ from . import (
     nearest,
     reconstruction,
 )
-from .score import FITTED, Context, Score
+from .score import FITTED, REFERENCED, Context, Score
 
 if TYPE_CHECKING:
     from ....models.base import Family
@@ -32,7 +32,9 @@ SCORES: tuple[Score, ...] = (
 )
 
 
-NAMES = frozenset(score.name for score in SCORES) | FITTED | frozenset(membership.SCORES)
+NAMES = (
+    frozenset(score.name for score in SCORES) | FITTED | REFERENCED | frozenset(membership.SCORES)
+)
 
 
 def applicable(family: Family, context: Context) -> tuple[Score, ...]:

@@ -16,7 +16,7 @@ from voxfed.server.store import Store
 pytestmark = pytest.mark.slow
 
 SITES = ("north", "harbour")
-GROUPS = [name for name in ("wgan-gp", "wavelet-diffusion", "vq-transformer") if name in FAMILIES]
+GROUPS = ("wgan-gp", "wavelet-diffusion", "vq-transformer")
 
 
 @pytest.fixture(scope="module")

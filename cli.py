@@ -58,11 +58,21 @@ def sample(
 
 @app.command()
 def models(
+    name: Annotated[str, typer.Argument(help="A family, to see its settings.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """List the families, their tasks, and whether they can be trained with privacy."""
+    """List the families, their tasks and whether they can be private; or one family's settings."""
     from .models.registry import describe
+    from .models.settings import settings
 
+    if name:
+        known = settings(name)
+        if as_json:
+            show_json({"family": name, "settings": [vars(one) for one in known]})
+            return
+        lines = [(one.name, str(one.default), one.description) for one in known]
+        show_table(f"settings of {name}", ("setting", "default", "what it does"), lines)
+        return
     rows = describe()
     if as_json:
         show_json({"families": [vars(row) for row in rows]})

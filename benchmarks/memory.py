@@ -4,7 +4,7 @@ Each case is a process of its own: a private round of one step, or one sampled v
 at its default settings and a side in voxels; ten patients, all drawn. On a CPU the peak is that of
 the whole process, on a GPU that of its tensors.
 
-    python benchmarks/memory.py [--quick] [--json]
+    python benchmarks/memory.py [--quick] [--sides SIDE ...] [--json]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,10 +76,10 @@ class Case(NamedTuple):
         return StudyPlan.from_text(PLAN.format(family=self.family, side=self.side).encode())
 
 
-def cases(*, quick: bool, gpu: bool) -> list[Case]:
-    """Return what is measured here."""
+def cases(chosen: Sequence[int], *, quick: bool, gpu: bool) -> list[Case]:
+    """Return what is measured here, at the sides that were chosen, else at those that fit."""
     families = ("vae", "latent-diffusion") if quick else ("vae", "wgan-gp", "latent-diffusion")
-    sides = (64, 96, 128) if gpu and not quick else (32,) if quick else (64,)
+    sides = chosen or ((32,) if quick else (64, 96, 128) if gpu else (64,))
     ways = ("plain", "both", "sample") if quick else (*SETTINGS, "sample")
     more = ("diffusion", "wavelet-diffusion") if gpu and not quick else ()
     return [Case(f, side, way) for f in (*families, *more) for side in sides for way in ways]
@@ -162,6 +163,7 @@ def main() -> None:
     """Run the cases and print a table, or one JSON document."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="side 32, one minute")
+    arguments.add_argument("--sides", nargs="+", type=int, default=(), help="e.g. 64 96 128")
     arguments.add_argument("--json", action="store_true", help="one JSON document")
     arguments.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     wanted = arguments.parse_args()
@@ -170,7 +172,7 @@ def main() -> None:
         run(Case(family, int(side), way))
         return
     gpu = torch.cuda.is_available()
-    found = [measure(case, gpu=gpu) for case in cases(quick=wanted.quick, gpu=gpu)]
+    found = [measure(case, gpu=gpu) for case in cases(wanted.sides, quick=wanted.quick, gpu=gpu)]
     document = {
         "device": torch.cuda.get_device_name(0) if gpu else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),

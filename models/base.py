@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..study.errors import VolumeError
 from ..study.tables import Table
 
 
@@ -71,6 +72,21 @@ def joined_conditions(conditions: Sequence[Condition]) -> Condition:
     return Condition(**parts)
 
 
+def check_volumes(batch: Batch, shape: Sequence[int]) -> None:
+    """Check that a batch holds volumes (B, 1, D, H, W) of a family's shape (D, H, W).
+
+    Raises:
+        VolumeError: it holds others; a network might take them, and learn from them wrongly.
+    """
+    if tuple(batch.volumes.shape[1:]) != (1, *shape):
+        raise VolumeError(
+            "these volumes do not fit the model",
+            got=tuple(batch.volumes.shape),
+            expected=f"(B, 1, {', '.join(map(str, shape))})",
+            hint="resample them to the shape of the plan's [volumes] table",
+        )
+
+
 Loss = Callable[[Any, torch.Generator], Tensor]
 
 
@@ -112,6 +128,11 @@ class Family(nn.Module, ABC):
     stages: tuple[str, ...]
     biases: tuple[str, ...] = ()
     spec: Table
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the volumes that it learns and draws."""
+        return cast(Any, self.spec).shape  # type: ignore[no-any-return]
 
     @abstractmethod
     def steps(self, stage: str) -> tuple[Step, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from ..study.errors import ProcessError
-from .base import Batch, Family, Step, rows_of
+from .base import Batch, Family, Step, check_volumes, rows_of
 
 Progress = Callable[[int, int, float], None]
 
@@ -45,8 +45,10 @@ def fit(
         progress: called after each step with the step, `steps` and the loss.
 
     Raises:
+        VolumeError: the volumes are not of the family's shape.
         ProcessError: the loss is no longer finite.
     """
+    check_volumes(public, family.shape)
     turns = [(step, _optimiser(family, step, learning_rate)) for step in family.steps(stage)]
     began = time.monotonic()
     losses: list[float] = []

@@ -88,7 +88,9 @@ FAMILIES: dict[str, Entry] = {
     "vq-transformer": Entry(
         VqTransformer, VqTransformerSpec, "VQ + transformer", "Pinaya et al. 2022"
     ),
-    "pixel-cnn": Entry(PixelCnn, PixelCnnSpec, "3DPixelCNN", "Salimans et al. 2017"),
+    "pixel-cnn": Entry(
+        PixelCnn, PixelCnnSpec, "3DPixelCNN", "Salimans et al. 2017 (PixelCNN++), in 3D as of 2019"
+    ),
 }
 
 

@@ -87,8 +87,6 @@ class ModulatedConvolution(nn.Module):
     2020, equations 1 and 3), and leaves a plain `nn.Conv3d`.
     """
 
-    reads_weights = True
-
     def __init__(self, inputs: int, outputs: int, kernel: int, style: int, *, demodulate: bool):
         super().__init__()
         self.demodulate = demodulate

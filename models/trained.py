@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import torch
 from monai.networks.blocks.crossattention import CrossAttentionBlock
 from monai.networks.blocks.selfattention import SABlock
@@ -14,55 +16,76 @@ from ..study.plan import Trained
 from .base import Family
 
 RANK = 2
+Adaptable = nn.Conv3d | nn.Conv2d | nn.Linear
 ATTENTION = (SpatialAttentionBlock, SpatialTransformer, SABlock, CrossAttentionBlock)
 
 
 class Adapted(nn.Module):
-    """A frozen convolution plus a low-rank one of the same stride, zero at first.
+    """A frozen convolution or linear layer plus a low-rank one of the same stride, zero at first.
 
-    `down` maps to `RANK` channels with the frozen kernel's size, `up` is 1 x 1 x 1: the sum is a
-    convolution whose weight differs from the frozen one by a matrix of rank `RANK` (LoRA, Hu et
-    al. 2022). Both are plain `nn.Conv3d`, which every per-sample gradient method knows.
+    `down` maps to `RANK` channels with the frozen kernel's size, `up` has a kernel of 1: the sum is
+    a layer whose weight differs from the frozen one by a matrix of rank `RANK` (LoRA, Hu et al.
+    2022). Both are plain layers, which every per-sample gradient method knows.
     """
 
-    def __init__(self, frozen: nn.Conv3d, generator: torch.Generator) -> None:
+    def __init__(self, frozen: Adaptable, generator: torch.Generator) -> None:
         super().__init__()
         self.frozen = frozen
-        self.down = nn.utils.skip_init(
-            nn.Conv3d,
-            frozen.in_channels,
-            RANK,
-            frozen.kernel_size,
-            stride=frozen.stride,
-            padding=frozen.padding,
-            dilation=frozen.dilation,
-            padding_mode=frozen.padding_mode,
-            bias=False,
-        )
-        self.up = nn.utils.skip_init(nn.Conv3d, RANK, frozen.out_channels, 1, bias=False)
+        self.down, self.up = _low_rank(frozen)
         nn.init.kaiming_normal_(self.down.weight, generator=generator)
         nn.init.zeros_(self.up.weight)
         self.to(frozen.weight)
 
-    def forward(self, volumes: Tensor) -> Tensor:
-        """Return the frozen convolution of (B, C, D, H, W) plus the adapter's."""
-        both: Tensor = self.frozen(volumes) + self.up(self.down(volumes))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the frozen layer makes of x, (B, C, D, H, W), plus what the adapter does."""
+        both: Tensor = self.frozen(x) + self.up(self.down(x))
         return both
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the one layer that both amount to, for families that reach for it."""
+        change = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
+        return self.frozen.weight + change.view_as(self.frozen.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's bias."""
+        return self.frozen.bias
+
+
+def _low_rank(frozen: Adaptable) -> tuple[Adaptable, Adaptable]:
+    """Return a layer of the same kind to `RANK` channels, and one from there, both unset."""
+    make: Any = nn.utils.skip_init
+    if isinstance(frozen, nn.Linear):
+        ins, outs = frozen.in_features, frozen.out_features
+        return make(nn.Linear, ins, RANK, bias=False), make(nn.Linear, RANK, outs, bias=False)
+    down = make(
+        type(frozen),
+        frozen.in_channels,
+        RANK,
+        frozen.kernel_size,
+        stride=frozen.stride,
+        padding=frozen.padding,
+        dilation=frozen.dilation,
+        padding_mode=frozen.padding_mode,
+        bias=False,
+    )
+    return down, make(type(frozen), RANK, frozen.out_channels, 1, bias=False)
 
 
 def add_adapters(family: Family) -> None:
-    """Put an adapter beside every convolution of more than `RANK` channels either way.
+    """Put an adapter beside every convolution and linear layer wider than `RANK` either way.
 
-    Call it once, after the base weights are loaded: each convolution's own tensors then bear
-    `.frozen` in their names. The function that the family computes is at first unchanged, and the
+    Call it once, after the base weights are loaded: each layer's own tensors then bear `.frozen`
+    in their names. The function that the family computes is at first unchanged, and the
     adapters' first weights are the same everywhere.
     """
     generator = torch.Generator().manual_seed(0)
     for parent in list(family.modules()):
-        if getattr(parent, "reads_weights", False):
-            continue  # its own arithmetic needs the plain kernel
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Conv3d and min(child.in_channels, child.out_channels) > RANK:
+            if not isinstance(child, Adaptable) or type(child) not in get_args(Adaptable):
+                continue  # what is derived from a plain layer may do more than it says
+            if min(child.weight.shape[:2]) > RANK:
                 setattr(parent, name, Adapted(child, generator))
 
 

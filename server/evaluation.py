@@ -22,8 +22,9 @@ from ..study.messages import Evaluated, decode, request_digest
 NOTES = (
     "Figures are exact and epsilon does not cover them. They are about held-out patients, who"
     " never trained, and about members whose coin was flipped.",
-    "The same figure for real patients against real ones, at the same n, stands beside each:"
-    " a model that draws as the hospital does reaches it, and none should do better.",
+    "Where two sets are compared, the same figure for real patients against real ones, at the same"
+    " n, stands beside: a model that draws as the hospital does reaches it, and none should do"
+    " better. PSNR, SSIM and MAE of translations and utility have none.",
     "FID, precision, recall, density and coverage depend on n: compare them with real against"
     " real, and not between hospitals of different n. None compares across extractors.",
     "All hospitals together is the mean of their figures, weighted by n, not the figure of the"

@@ -15,7 +15,7 @@ from .options import HERE, AsJson, Folder, Name, open_coordinator, open_store
 if TYPE_CHECKING:
     from ..study.figures import FigureRow
     from .coordinator import Coordinator
-    from .evaluation import EvaluationReport, Gap
+    from .evaluation import EvaluationReport, Gap, SiteEvaluation
 
 LEAST_SIDE = 16
 MOST_SIDE = 32
@@ -147,9 +147,7 @@ def _show(report: EvaluationReport) -> None:
     title = f"{report.study}, round {report.round}, features: {report.extractor}"
     show_table(title, ("figure", "better", *sites, "together", "worst"), rows)
     for answer in report.sites:
-        console.print(
-            f"{answer.site}: {answer.seconds:.3g} s a sample, {answer.flops / 1e9:.3g} GFLOP"
-        )
+        console.print(f"{answer.site}: {cost_of(answer)}")
     if report.gaps:
         columns = ("site", "sex", "age")
         shown = [
@@ -161,6 +159,13 @@ def _show(report: EvaluationReport) -> None:
         console.print(line)
     for site, code in report.refused.items():
         console.print(f"{site} did not answer: {code}")
+
+
+def cost_of(answer: SiteEvaluation) -> str:
+    """Return what one sample costs at a site: seconds, 10^9 operations and peak memory."""
+    peak = answer.memory
+    memory = "memory not measured" if peak is None else f"{peak / 2**20:.3g} MiB"
+    return f"{answer.seconds:.3g} s a sample, {answer.flops / 1e9:.3g} GFLOP, {memory}"
 
 
 def _cell(row: FigureRow | None) -> str:

@@ -74,7 +74,8 @@ def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, dict[str, list[
 
     Raises:
         PlanError: the public weights are not there, not the ones named, or do not fit the family;
-            or a stage would learn on one that stays at random weights, or has nothing to learn.
+            or a stage would learn on random weights that stay, its own or another's, or has
+            nothing to learn.
     """
     from ..models.registry import build, schedule_of
     from ..models.state import tensors_of, to_bytes
@@ -82,6 +83,7 @@ def first_weights(plan: StudyPlan, store: Store) -> tuple[bytes, dict[str, list[
 
     schedule = schedule_of(plan)
     left_random(plan, schedule)
+    _refuse_parts_of_random_stages(plan, schedule)
     family = build(plan)
     load_public(family, plan, store.folder)
     if plan.trained == "adapters":
@@ -134,6 +136,23 @@ def left_random(plan: StudyPlan, schedule: Schedule) -> list[str]:
         if not stage.rounds and not (plan.start and plan.start.covers(stage.name)):
             found.append(stage.name)
     return found
+
+
+def _refuse_parts_of_random_stages(plan: StudyPlan, schedule: Schedule) -> None:
+    """Refuse attention or adapters alone on a stage that does not start from public weights.
+
+    The rest of it would stay random; a frozen last layer of zeros even lets no gradient through.
+    """
+    if plan.trained not in ("attention", "adapters"):
+        return
+    for stage in (x.name for x in schedule.stages if x.rounds):
+        if not (plan.start and plan.start.covers(stage)):
+            raise PlanError(
+                f"trained: {stage} would learn beside frozen random weights",
+                got=f'"{plan.trained}" without public weights',
+                expected=f"a [start] table, or [start.stages.{stage}]",
+                hint=f'name public weights for {stage}, or write trained = "all"',
+            )
 
 
 def _refuse_idle_turns(family: Family, schedule: Schedule, learning: set[str]) -> None:

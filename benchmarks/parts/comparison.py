@@ -2,9 +2,10 @@
 
 Three sites of 16 patients each take equal steps with the trainer of the sites and the mean of the
 coordinator, in one process; three seeds are three splits that test different patients. Public
-weights are trained on phantoms.
+weights are trained on phantoms. Volumes have 16 voxels a side, with --long, for a GPU, 32: the 20
+arms at 32 take three hours of a core.
 
-    python benchmarks/families.py --compare [--quick] [--json]
+    python benchmarks/families.py --compare [--long | --quick] [--json]
 """
 
 from __future__ import annotations
@@ -17,17 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from parts.cohort import Cohort, Volumes, read_volumes
 from parts.material import (
     BATCH,
-    Cohort,
-    Volumes,
     draw,
     in_the_open,
     judge,
     make_extractor,
     mean_figures,
     plan_of,
-    read_volumes,
     surroundings,
 )
 from voxfed.client.training import Trainer, choose_device
@@ -68,7 +67,7 @@ class Length(NamedTuple):
         return self.rounds * self.local_steps
 
 
-FULL, QUICK = Length(20, 15, 3, 32, 24), Length(1, 2, 1, 16, 8)
+FULL, LONG, QUICK = Length(75, 4, 3, 16, 24), Length(75, 4, 3, 32, 24), Length(1, 2, 1, 16, 8)
 
 
 class Site(NamedTuple):
@@ -181,11 +180,10 @@ def reached(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def compare_all(*, quick: bool, document: bool) -> None:
+def compare_all(length: Length, *, document: bool) -> None:
     """Run every family in every arm and print a table, or one JSON document."""
-    length = QUICK if quick else FULL
     cohort = read_volumes(length.side)
-    extractor = make_extractor(min(length.side, 24), 30 if quick else 300)
+    extractor = make_extractor(min(length.side, 24), 30 if length == QUICK else 300)
     found: dict[str, Any] = {**surroundings(cohort, extractor), "length": length._asdict()}
     if not document:
         print(f"{found['device']}, {found['threads']} threads; {found['data']}; {length}")

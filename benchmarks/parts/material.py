@@ -1,9 +1,8 @@
-"""What the benchmark of families is made of: volumes, plans, figures, training in a process."""
+"""What the benchmark of families is made of: plans, figures, training in a process."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import platform
 import statistics
 import time
@@ -11,84 +10,48 @@ import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tomli_w
 import torch
-from voxfed.client.cohort import read_cohort
-from voxfed.client.volumes import preprocess
-from voxfed.models.base import Batch, Family
+from parts.cohort import ROOT, Cohort, Told, Volumes, task_of
+from voxfed.models.base import NO_CONDITION, Batch, Condition, Family
 from voxfed.models.fitting import fit
-from voxfed.models.quality.contrast import draw_phantoms, train_encoder
+from voxfed.models.quality.contrast import train_encoder
 from voxfed.models.quality.evaluation import DISTRIBUTION
 from voxfed.models.quality.features import Extractor
 from voxfed.models.quality.intervals import Figure, compare, diversity
 from voxfed.models.registry import build
 from voxfed.models.state import tensors_of, to_bytes
 from voxfed.models.trained import stage_parameters
-from voxfed.study.plan import StudyPlan, VolumeSettings
+from voxfed.study.plan import StudyPlan
 
-Volumes = npt.NDArray[np.float32]
-
-ROOT = Path(__file__).resolve().parents[2]
-PATIENTS, TEST = 72, 24
-FIELD = 256.0  # mm along each axis
-WINDOW = (0.0, 1500.0)  # these CTs are stored as about HU + 1000
 BATCH = 8
-RATES = {"vae": 3e-3, "wgan-gp": 2e-4, "alpha-wgan-gp": 2e-4, "ha-gan": 2e-4, "stylegan2": 1e-3}
+EXAMPLES = {
+    "conditional-vae": "conditional_vae_brain_t1",
+    "pix2pix": "pix2pix_ct_to_dose",
+    "cycle-gan": "cycle_gan_t1_to_flair",
+}
+"""Studies in examples/ of families that are not trained on CT alone."""
+GANS = "wgan-gp", "alpha-wgan-gp", "ha-gan", "pix2pix", "cycle-gan"
+RATES = {"vae": 3e-3, **dict.fromkeys(GANS, 2e-4)}
 RATE = 1e-3
 SHOWN = "KID", "coverage", "precision", "recall", "density", "FID"
 """Of the figures between two sets, in the table's order."""
 PRELOADED = ["torch", "monai.networks.nets", "voxfed.client.training", "voxfed.models.registry"]
 
 
-class Cohort(NamedTuple):
-    """The volumes of all patients, (72, 1, D, H, W) in [-1, 1], one each, and where from."""
-
-    volumes: Volumes
-    source: str
-
-    def fold(self, number: int) -> tuple[Volumes, Volumes]:
-        """Return 48 patients to train and 24 to test; the three folds' tests are disjoint."""
-        order = np.random.default_rng(0).permutation(len(self.volumes))
-        tested = order[number * TEST : (number + 1) * TEST]
-        return self.volumes[np.setdiff1d(order, tested)], self.volumes[tested]
-
-
-def read_volumes(side: int) -> Cohort:
-    """Return 72 CT volumes through the package's own preprocessing, or phantoms where none are."""
-    for folder in (
-        Path(os.environ.get("VOXFED_DATA", "/nonexistent")),
-        ROOT.parent / "shared/data",
-    ):
-        if (folder / "openkbp_ct").is_dir():
-            settings = volume_settings(side)
-            patients = read_cohort(folder / "openkbp_ct", "ct").patients.values()
-            volumes = [preprocess(owned[0].path, settings) for owned in patients]
-            return Cohort(np.stack(volumes)[:PATIENTS], "openkbp_ct")
-    phantoms = draw_phantoms(PATIENTS, (side,) * 3, np.random.default_rng(1))
-    return Cohort(phantoms.numpy(), "phantoms, for want of openkbp_ct")
-
-
-def volume_settings(side: int) -> VolumeSettings:
-    """Return the grid of a field of 256 mm and the window of these CTs."""
-    return VolumeSettings(
-        shape=(side,) * 3,
-        spacing=(FIELD / side,) * 3,
-        modality="ct",
-        intensity="window",
-        window=WINDOW,
-    )
-
-
 def plan_of(family: str, side: int, **changes: Any) -> StudyPlan:
-    """Return the study in examples/ of a family on another grid, with changes to its tables."""
-    name = family.replace("-", "_").replace(".", "")
-    table = tomllib.loads((ROOT / "examples" / f"{name}_head_ct.toml").read_text())
-    table["volumes"] = volume_settings(side).model_dump(mode="json")
+    """Return the study in examples/ of a family at its task here, with changes to its tables."""
+    name = EXAMPLES.get(family, f"{family.replace('-', '_').replace('.', '')}_head_ct")
+    table = tomllib.loads((ROOT / "examples" / f"{name}.toml").read_text())
+    task = task_of(family)
+    table["volumes"] = task.grid(side).model_dump(mode="json")
+    if task.condition is not None:
+        table["condition"] = dict(task.condition)
     for key, value in changes.items():
         table[key] = {**table[key], **value} if isinstance(value, dict) else value
     return StudyPlan.from_text(tomli_w.dumps(table).encode())
@@ -133,12 +96,17 @@ def judge(extractor: Extractor, train: Volumes, test: Volumes, samples: Volumes)
 
 
 class Job(NamedTuple):
-    """A family to train on volumes for so long, and samples to draw."""
+    """A family to train on volumes for so long, and samples to draw.
+
+    A family that is told something is told it of each volume, and asked it for each sample.
+    """
 
     family: str
     volumes: Volumes
     seconds: float
     samples: int
+    told: Told = None
+    asked: Told = None
 
 
 def run_alone(job: Job) -> tuple[Volumes, dict[str, float]]:
@@ -158,7 +126,11 @@ def train(job: Job) -> tuple[Volumes, dict[str, float]]:
     before = reset_peak()
     plan = plan_of(job.family, job.volumes.shape[-1], **in_the_open(job.family))
     family = build(plan).to(device)
-    public = Batch(torch.from_numpy(job.volumes).to(device))
+    told, asked = (
+        task_of(job.family).told(each).mapped(lambda part: part.to(device))
+        for each in (job.told, job.asked)
+    )
+    public = Batch(torch.from_numpy(job.volumes).to(device), told)
     steps: list[float] = []
     for stage in family.stages:
         ends = [time.perf_counter()]
@@ -176,7 +148,7 @@ def train(job: Job) -> tuple[Volumes, dict[str, float]]:
         steps += np.diff(ends).tolist()
     peak = peak_mib(before)
     began = time.perf_counter()
-    samples = draw(family, job.samples, device)
+    samples = draw(family, job.samples, device, asked)
     return samples, {
         "steps": len(steps),
         "step_least_s": min(steps),
@@ -188,15 +160,19 @@ def train(job: Job) -> tuple[Volumes, dict[str, float]]:
     }
 
 
-def draw(family: Family, n: int, device: torch.device) -> Volumes:
-    """Return n samples, a batch at a time."""
+def draw(
+    family: Family, n: int, device: torch.device, condition: Condition = NO_CONDITION
+) -> Volumes:
+    """Return n samples, a batch at a time, each of its row of the condition."""
     family.eval()
     generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        parts = [
-            family.sample(min(BATCH, n - first), generator=generator).cpu().numpy()
-            for first in range(0, n, BATCH)
-        ]
+    parts = []
+    for first in range(0, n, BATCH):
+        rows = slice(first, min(first + BATCH, n))
+        asked = condition.mapped(itemgetter(rows))
+        with torch.no_grad():
+            made = family.sample(rows.stop - first, condition=asked, generator=generator)
+        parts.append(made.cpu().numpy())
     return np.concatenate(parts)
 
 

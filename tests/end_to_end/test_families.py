@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
+from conditions import CONDITIONED, tell
 from families import TINY
 from federation import Federation
 from voxfed.client.site import Site
@@ -17,13 +15,8 @@ from voxfed.server.store import Store
 
 pytestmark = pytest.mark.slow
 
-CONDITIONED = {
-    "conditional-vae": {"kind": "class", "column": "sex", "values": ["F", "M"]},
-    "pix2pix": {"kind": "mask", "suffix": "tissue", "structures": 3},
-}
-
 SITES = ("north", "harbour")
-GROUPS = [name for name in ("wgan-gp", "wavelet-diffusion", "vq-transformer") if name in FAMILIES]
+GROUPS = ("wgan-gp", "wavelet-diffusion", "vq-transformer")
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +26,11 @@ def federation() -> Iterator[Federation]:
         limits = {"families": list(FAMILIES), "lifetime_epsilon": 99.0}
         for site in SITES:
             made.settle(site, limits=limits)
-            _tell(made.folder / f"cohort-{site}")
+            tell(made.folder / f"cohort-{site}")
         made.start_server()
         for site in SITES:
             made.start_site(site)
         yield made
-
-
-def _tell(cohort: Path) -> None:
-    """Write a table of the patients, and beside each phantom a mask of three tissues."""
-    rows = ["participant_id\tsex"]
-    for number, patient in enumerate(sorted(cohort.iterdir())):
-        rows.append(f"{patient.name}\t{'FM'[number % 2]}")
-        for path in sorted(patient.glob("*_phantom.nii.gz")):
-            image = nib.load(path)
-            voxels = image.get_fdata()
-            tissue = np.digitize(voxels, np.quantile(voxels, [0.6, 0.9])).astype(np.int16)
-            mask = nib.Nifti1Image(tissue, image.affine)
-            nib.save(mask, path.with_name(path.name.replace("phantom", "tissue")))
-    (cohort / "participants.tsv").write_text("\n".join(rows) + "\n")
 
 
 @pytest.mark.parametrize("name", [*GROUPS, *CONDITIONED])

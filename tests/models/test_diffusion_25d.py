@@ -1,9 +1,10 @@
 """The 2.5D model takes the right slices, and makes volumes of them in order."""
 
+import pytest
 import torch
 from voxfed.models.base import Batch, Condition, Denoises
 from voxfed.models.conditioning import Kind
-from voxfed.models.diffusion_25d import Diffusion25d, Diffusion25dSpec
+from voxfed.models.diffusion_25d import FAULT, Diffusion25d, Diffusion25dSpec
 
 SMALL = {"channels": (8, 16), "groups": 4, "code": 4, "sampling_steps": 3}
 SHAPE = (6, 9, 7)
@@ -44,6 +45,27 @@ def test_a_slab_is_seen_with_its_own_predecessors() -> None:
     beside = family._beside(slices, slab)[:, :, 0, 0]
     assert beside[:, :2].tolist() == [[0, 0], [2, 3], [5, 6]]
     assert torch.allclose(beside[:, 2], torch.tensor([-2 / 3, 0, 2 / 3]))
+
+
+def test_training_shows_the_true_predecessors_with_a_small_fault() -> None:
+    """By hand: beside the slab lie the patient's own slices, each voxel off by the fault's size."""
+    family, shown = make(), []
+
+    def loss(grid: torch.Tensor, told: object, drawn: object, beside: torch.Tensor) -> torch.Tensor:
+        shown.append((grid, beside))
+        return grid.flatten(1).mean(1)
+
+    family.denoiser.loss = loss  # type: ignore[assignment, method-assign]
+    volumes = torch.arange(1.0, 8.0).expand(64, 1, *SHAPE)
+    family.loss(Batch(volumes), generator())
+    ((grid, beside),) = shown
+    slab = (grid[:, 0, 0, 0].long() - 1) // 3
+    assert sorted(set(slab.tolist())) == [0, 1, 2]
+    true = torch.tensor([[0.0, 0.0], [2.0, 3.0], [5.0, 6.0]])[slab]
+    fault = (beside[:, :2] - true[:, :, None, None])[slab > 0]
+    assert abs(float(fault.mean())) < 0.1 * FAULT
+    assert float(fault.std()) == pytest.approx(FAULT, rel=0.1)
+    assert not beside[slab == 0, :2].any()
 
 
 def test_an_image_condition_is_that_of_the_slab() -> None:

@@ -66,6 +66,7 @@ class Point(Family):
     """One number whose loss is half its square, so that its gradient is itself."""
 
     stages = ("point",)
+    shape = balls(1).shape[2:]
 
     def __init__(self, decays: tuple[float, float]) -> None:
         super().__init__()

@@ -103,6 +103,26 @@ def test_the_reconstructions_are_the_papers() -> None:
     assert torch.allclose(found, 3.0 * errors, atol=1e-5)
 
 
+def test_the_game_is_the_papers() -> None:
+    """Oracle: Sun et al. 2022, both critics' verdicts by hand, without the reconstructions."""
+    family, batch, draw = make(reconstruction=0.0), Batch(volumes()), draws()
+    starts, places = family._starts(2, draw)
+    anatomy = family.anatomy(torch.randn(2, 6, generator=draw))
+    low = family.low(anatomy)
+    slab = family.high(torch.stack([a[:, s : s + 2] for a, s in zip(anatomy, starts, strict=True)]))
+    real_low = batch.volumes.reshape(2, 1, 8, 2, 4, 2, 6, 2).mean((3, 5, 7))
+    real_slab = torch.stack(
+        [x[:, 2 * s : 2 * s + 4] for x, s in zip(batch.volumes, starts, strict=True)]
+    )
+    fakes = family.low_critic(low), family.slab_critic(slab, places)
+    reals = family.low_critic(real_low), family.slab_critic(real_slab, places)
+    deceived = -sum(fake.sigmoid().log() for fake in fakes)
+    judged = -sum(real.sigmoid().log() for real in reals)
+    judged = judged - sum((1 - fake.sigmoid()).log() for fake in fakes)
+    torch.testing.assert_close(family.generator_loss(batch, draws()), deceived)
+    torch.testing.assert_close(family.critics_loss(batch, draws()), judged)
+
+
 def test_sampling_is_deterministic_and_the_state_round_trips() -> None:
     family, other = make(), make()
     assert list(family.buffers()) == []

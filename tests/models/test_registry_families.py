@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from families import NAMES, SHAPE, TINY, TOLD, batch_of, tiny, tiny_plan, told
-from voxfed.models.base import Condition, Family
+from voxfed.models.base import Batch, Condition, Family
+from voxfed.models.fitting import fit
 from voxfed.models.registry import FAMILIES, check, describe, schedule_of
 from voxfed.models.state import from_bytes, load_into, tensors_of, to_bytes
 from voxfed.privacy.inspection import inspect_family
-from voxfed.study.errors import PlanError, Refusal, WireError
+from voxfed.study.errors import PlanError, Refusal, VolumeError, WireError
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -169,3 +170,19 @@ def test_the_schedule_counts_what_reads_patients(name: str) -> None:
 
 def test_the_tiny_settings_are_of_this_family(name: str) -> None:
     assert set(TINY[name]) <= set(FAMILIES[name].spec.model_fields)
+
+
+@pytest.mark.parametrize("shape", [(2, *SHAPE), (1, 8, 8, 8), (1, 16, 12, 8)])
+def test_volumes_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    """Some networks take them without a word, and would learn from what is no volume of theirs."""
+    family = tiny(name)
+    with pytest.raises(VolumeError, match="do not fit the model"):
+        fit(
+            family,
+            family.stages[0],
+            Batch(torch.zeros((2, *shape)), told(name, 2)),
+            steps=1,
+            batch=1,
+            learning_rate=1e-3,
+            generator=draws(),
+        )

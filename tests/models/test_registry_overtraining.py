@@ -54,8 +54,8 @@ LESSONS = {
     "latent-diffusion": Lesson(
         {"autoencoder": {**NARROW, "kl_weight": 0.002}, **DENOISER}, (150, 300)
     ),
-    "alpha-wgan-gp": Lesson({**GAME, "code": 32, "code_critic_width": 64}, (300,), (2e-3,)),
-    "ha-gan": Lesson({**GAME, "code": 32, "slabs": 2}, (300,), (2e-3,)),
+    "alpha-wgan-gp": Lesson({**GAME, "code": 32, "code_critic_width": 64}, (600,), (2e-3,)),
+    "ha-gan": Lesson({**GAME, "code": 32, "slabs": 2}, (800,), (2e-3,)),
     "pix2pix": Lesson(NARROW, (150,)),
     "cycle-gan": Lesson(NARROW, (200,)),
     "wgan-gp": Lesson({**GAME, "critic_turns": 3}, (600,)),
@@ -65,8 +65,8 @@ LESSONS = {
     "wavelet-diffusion": Lesson(DENOISER, (1000,), (8e-3,), CUBE, 32),
     "pixel-cnn": Lesson({"channels": 24}, (400,), (5e-3,), CUBE),
 }
-DRAWN_TOO = ("vqvae", "vqgan", "vq-transformer", "latent-diffusion")
-"""Families that reconstruct whose second stage can learn the eight too."""
+DRAWN_TOO = ("vqvae", "vqgan", "vq-transformer", "latent-diffusion", "alpha-wgan-gp", "ha-gan")
+"""Families that reconstruct whose second stage, or generator, can learn the eight too."""
 
 
 def told(name: str, volumes: Tensor) -> Condition:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 from voxfed.models.base import Batch
-from voxfed.models.stylegan2 import ModulatedConvolution, StyleGan2, StyleGan2Spec
+from voxfed.models.stylegan2 import ModulatedConvolution, StyledLayer, StyleGan2, StyleGan2Spec
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -23,6 +23,25 @@ def test_scaling_input_and_output_is_scaling_the_weight(demodulate: bool) -> Non
             weight = weight / size
         exact = functional.conv3d(volume[None], weight, padding=1)[0]
         torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
+
+
+def test_noise_is_added_at_each_voxel_by_its_strength() -> None:
+    """One noise for all channels of a volume (Karras et al. 2019), with the kink undone by hand."""
+    torch.manual_seed(0)
+    layer, styles = StyledLayer(3, 5, style=4).double(), torch.randn(2, 4, dtype=torch.float64)
+    volumes = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+
+    def raised(strength: float, seed: int) -> torch.Tensor:
+        torch.nn.init.constant_(layer.strength, strength)
+        found = layer(volumes, styles, torch.Generator().manual_seed(seed)) / 2**0.5
+        return torch.where(found < 0, found / 0.2, found)
+
+    first, second = (
+        torch.randn(2, 1, 4, 5, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    )
+    expected = (0.7 * (first - second).double()).expand(2, 5, 4, 5, 6)
+    torch.testing.assert_close(raised(0.7, 1) - raised(0.7, 2), expected)
+    torch.testing.assert_close(raised(0.0, 1), raised(0.0, 2), rtol=0, atol=0)
 
 
 def test_the_penalty_is_a_volumes_own() -> None:

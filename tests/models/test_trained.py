@@ -1,11 +1,20 @@
 """What is frozen stays as it was to the bit, and adapters change nothing until they learn."""
 
+import copy
+
 import pytest
 import torch
-from torch import nn
+from families import NAMES, tiny, told
+from torch import Tensor, nn
 from voxfed.models.base import Batch
 from voxfed.models.diffusion import Diffusion, DiffusionSpec
-from voxfed.models.trained import Adapted, add_adapters, freeze_the_rest, trained_parameters
+from voxfed.models.trained import (
+    Adaptable,
+    Adapted,
+    add_adapters,
+    freeze_the_rest,
+    trained_parameters,
+)
 from voxfed.models.vae import Vae, VaeSpec
 from voxfed.study.errors import PlanError
 from voxfed.study.plan import Trained
@@ -57,19 +66,51 @@ def test_adapters_are_the_same_everywhere() -> None:
     assert all(torch.equal(weight, state[name]) for name, weight in first.state_dict().items())
 
 
-def test_an_adapter_is_a_low_rank_change_of_the_frozen_weight() -> None:
-    """Oracle: one convolution whose weight is the frozen one plus up x down."""
-    torch.manual_seed(0)
-    frozen = nn.Conv3d(6, 5, 3, stride=2, padding=1)
+@pytest.mark.parametrize(
+    ("frozen", "shape"),
+    [
+        (nn.Conv3d(6, 5, 3, stride=2, padding=1), (6, 7, 7, 7)),
+        (nn.Conv2d(6, 5, 3, padding=1), (6, 7, 7)),
+        (nn.Linear(6, 5), (4, 6)),
+    ],
+)
+def test_an_adapter_is_a_low_rank_change_of_the_frozen_weight(
+    frozen: Adaptable, shape: tuple[int, ...]
+) -> None:
+    """Oracle: one layer whose weight is the frozen one plus up x down, as `weight` says too."""
     adapted = Adapted(frozen, torch.Generator().manual_seed(0))
     nn.init.normal_(adapted.up.weight)
-    volumes = torch.rand(2, 6, 7, 7, 7)
-    change = torch.einsum("or,rcxyz->ocxyz", adapted.up.weight.flatten(1), adapted.down.weight)
-    expected = nn.functional.conv3d(
-        volumes, frozen.weight + change, frozen.bias, stride=2, padding=1
-    )
+    whole = copy.deepcopy(frozen)
+    change = torch.einsum("or,rc...->oc...", adapted.up.weight.flatten(1), adapted.down.weight)
+    whole.weight = nn.Parameter(frozen.weight + change)
+    x = torch.rand(2, *shape)
     # float32 sums of 162 terms in another order
-    assert torch.allclose(adapted(volumes), expected, atol=1e-5)
+    assert torch.allclose(adapted(x), whole(x), atol=1e-5)
+    assert torch.allclose(adapted.weight, whole.weight, atol=1e-6)
+    assert adapted.bias is frozen.bias
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_can_be_adapted(name: str) -> None:
+    """Adapters must not break what reaches for a layer's weight, and must be heard when drawing."""
+    family = tiny(name).eval()
+
+    def sample() -> Tensor:
+        with torch.no_grad():
+            draws = torch.Generator().manual_seed(0)
+            return family.sample(2, condition=told(name, 2), generator=draws)
+
+    with torch.no_grad():  # away from layers of zeros, which would hide a change
+        for weight in family.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    before = sample()
+    add_adapters(family)
+    assert torch.equal(sample(), before)
+    for module in family.modules():
+        if isinstance(module, Adapted):
+            nn.init.normal_(module.up.weight)
+    assert not torch.equal(sample(), before)
+    assert freeze_the_rest(family, "adapters")
 
 
 def test_biases_take_in_those_that_the_family_names() -> None:

@@ -13,8 +13,10 @@ from voxfed.models.quality import contrast
 from voxfed.models.quality.encoder import Encoder
 from voxfed.models.quality.features import contrastive, load_extractor
 from voxfed.server.coordinator import Coordinator, CoordinatorSettings, create
-from voxfed.server.evaluation_commands import extractor_file, phantom_shape
+from voxfed.server.evaluation import SiteEvaluation
+from voxfed.server.evaluation_commands import cost_of, extractor_file, phantom_shape
 from voxfed.study.errors import PlanError, Refusal, UsageError, VoxfedError
+from voxfed.study.figures import Intensities
 from voxfed.study.files import digest
 
 SHAPE = (16, 18, 17)
@@ -121,3 +123,23 @@ def test_each_grid_has_an_encoder_of_its_own(
     assert load_extractor(second, digest(second)).name.endswith("of 16 x 16 x 16 voxels")
     expected = briefly(SHAPE, generator=torch.Generator().manual_seed(0))
     assert digest(first) == expected.digest
+
+
+@pytest.mark.parametrize(
+    ("memory", "shown"), [(3 * 2**19, "1.5 MiB"), (None, "memory not measured")]
+)
+def test_a_sample_costs_time_operations_and_memory(memory: int | None, shown: str) -> None:
+    """Whoever chooses a family sees what its samples need; a CPU may not tell its peak."""
+    answer = SiteEvaluation(
+        site="north",
+        samples=12,
+        figures=(),
+        intensities=Intensities(samples=(), held_out=()),
+        seconds=0.25,
+        flops=2 * 10**9,
+        memory=memory,
+        pseudo_patients=False,
+        request="",
+        reply="",
+    )
+    assert cost_of(answer) == f"0.25 s a sample, 2 GFLOP, {shown}"

@@ -104,9 +104,7 @@ def test_a_vqgan_is_the_first_stage_of_others(
 def test_adapters_come_after_the_public_weights(tmp_path: Path) -> None:
     """A frozen convolution holds the public kernel under its new name."""
     content = public("latent-diffusion")
-    plan = staged(
-        "latent-diffusion", "autoencoder", content, stages={"autoencoder": 0}, trained="adapters"
-    )
+    plan = whole("latent-diffusion", content, stages={"autoencoder": 0}, trained="adapters")
     found, given = started(tmp_path, plan, content), load(content)
     frozen = [n for n in found if ".frozen." in n and n.startswith("codes.")]
     assert frozen
@@ -217,6 +215,25 @@ def test_no_stage_learns_on_random_weights(tmp_path: Path) -> None:
     for make in (whole, lambda n, c, **k: staged(n, "autoencoder", c, **k)):
         good = make("latent-diffusion", content, stages={"autoencoder": 0})
         assert left_random(good, schedule_of(good)) == []
+
+
+@pytest.mark.parametrize("part", ["attention", "adapters"])
+def test_no_part_learns_beside_random_weights(part: str, tmp_path: Path) -> None:
+    """Attention before a frozen last layer of zeros has no gradient: noise would be all it got."""
+    alone = tiny_plan("diffusion", SHAPE, trained=part)
+    with pytest.raises(PlanError, match="diffusion would learn beside frozen random") as caught:
+        started(tmp_path, alone)
+    assert part in caught.value.message
+    assert caught.value.hint
+    content = public("latent-diffusion")
+    half = staged(
+        "latent-diffusion", "autoencoder", content, stages={"autoencoder": 0}, trained=part
+    )
+    with pytest.raises(PlanError, match="diffusion would learn beside frozen random"):
+        started(tmp_path, half, content)
+    content = public("diffusion")
+    for make in (whole, lambda n, c, **k: staged(n, "diffusion", c, **k)):
+        assert started(tmp_path, make("diffusion", content, trained=part), content)
 
 
 def test_a_last_stage_may_stay_random(tmp_path: Path) -> None:

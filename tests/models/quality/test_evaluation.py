@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from voxfed.models.base import NO_CONDITION, Batch, Condition, Family
 from voxfed.models.conditioning import Conditioning
-from voxfed.models.quality import adherence, evaluation, similarity
+from voxfed.models.quality import adherence, distances, evaluation, neighbours, similarity
 from voxfed.models.quality.contrast import draw_phantoms
 from voxfed.models.quality.encoder import Encoder
 from voxfed.models.quality.evaluation import (
@@ -94,6 +94,32 @@ def test_more_of_the_same_is_as_good_as_real() -> None:
     assert bad["FID"].low > 2 * good["FID"].high
     assert bad["coverage"].high < 0.5 < good["coverage"].low
     assert {figure.n for figure in good.values()} == {12}
+
+
+def test_each_figure_bears_its_own_name() -> None:
+    """Oracle: the direct call on all volumes at once, since n takes in every one of them."""
+    statistics = {
+        "FID": distances.fid,
+        "KID": distances.kid,
+        "MMD": distances.mmd,
+        "precision": neighbours.precision,
+        "recall": neighbours.recall,
+        "density": neighbours.density,
+        "coverage": neighbours.coverage,
+        "rarity": neighbours.rarity,
+    }
+    made = phantoms(12, 11)
+    found = figures(Drawer(made))
+    held_out, members, samples = (
+        extractor().features(x)
+        for x in (phantoms(len(NAMES), 3)[0:24:2], phantoms(len(NAMES), 3)[1:24:2], made)
+    )
+    direct = {name: statistic(held_out, samples) for name, statistic in statistics.items()}
+    assert len(set(direct.values())) == 8, "two figures of one value could be exchanged"
+    for name, statistic in statistics.items():
+        assert found[name].value == pytest.approx(direct[name], rel=1e-6, abs=1e-9), name
+        real = statistic(held_out, members)
+        assert found[name].real == pytest.approx(real, rel=1e-6, abs=1e-9), name
 
 
 def test_copies_of_members_are_nearer_to_members_than_real_patients_are() -> None:

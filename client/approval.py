@@ -219,6 +219,7 @@ def _freeze_and_reserve(site: Site, approval: Approval, progress: Progress | Non
             plan.audit_fraction,
             progress,
             condition=plan.condition,
+            canaries=plan.privacy.canaries,
         )
         write(frozen, manifest.model_dump_json().encode(), mode=0o600)
     try:

@@ -19,6 +19,7 @@ from ..study.messages import (
 )
 from ..study.record import RoundRecord
 from .approval import Approval
+from .canaries import audit_canaries
 from .refusal import Coded
 from .site import Site
 from .suspects import keep_pairs
@@ -101,7 +102,8 @@ def audit(
     Guarantee:
         With `audit_counts = "noised"` what leaves is one Gaussian event of `audit_noise`: one
         score's histograms, and neither copies nor other scores, which one patient can move by more
-        than 1. With "exact" nothing of it is covered by epsilon.
+        than 1. With "exact" nothing of it is covered by epsilon. The scores of canaries leave
+        exactly in both: no patient is in them but through the weights.
 
     Raises:
         VerificationError: the volumes are not those of these weights.
@@ -136,6 +138,7 @@ def audit(
         epsilon=epsilon,
         counts="exact" if exact else "noised",
         **found,
+        canaries=audit_canaries(warm, int(request.weights_digest[:15], 16)),
         seconds=round(time.monotonic() - began, 1),
         declared_patients=warm.approval.declared,
         defaced=site.settings.defaced,

@@ -190,6 +190,7 @@ def approve(
         "declared_patients": terms.declared,
         "members": len(approval.manifest.members),
         "held_out": len(approval.manifest.held_out),
+        "canaries": len(approval.manifest.canaries.names),
         "rate": terms.rate,
         "sigma": terms.sigma,
         "lifetime_left": site.ledger.lifetime_left(),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from ..privacy import sampling
 from ..study.condition import ConditionSettings
 from ..study.errors import CohortChanged, Refusal, VerificationError, VolumeError
+from .canaries import Canaries, draw_canaries
 from .cohort import Cohort, Image, digest
 from .participants import condition_numbers, read_participants
 
@@ -44,6 +45,7 @@ class Manifest(BaseModel):
         members: patients that train.
         flipped: patients that flipped a coin; heads are members, tails are held out.
         numbers: the class or the attributes of each patient, in a study that asks for them.
+        canaries: phantoms beside the patients, who are none of them; they only train.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +54,7 @@ class Manifest(BaseModel):
     members: tuple[str, ...]
     flipped: tuple[str, ...]
     numbers: dict[str, tuple[float, ...]] = {}
+    canaries: Canaries = Canaries()
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -83,11 +86,13 @@ def freeze(
     progress: Progress | None = None,
     *,
     condition: ConditionSettings | None = None,
+    canaries: int = 0,
 ) -> Manifest:
     """Read every file's digest and each patient's condition, and flip the coins of the audit.
 
     Raises:
-        Refusal: a patient's class or attributes cannot be used; or so few patients that fewer than
+        Refusal: a patient's class or attributes cannot be used; a patient is named like a canary;
+            or so few patients that fewer than
             2 would be held out on average. The number alone decides: a refusal after the flips
             would let them be repeated until they please.
         VolumeError: the table of participants cannot be read.
@@ -103,6 +108,7 @@ def freeze(
     numbers: dict[str, tuple[float, ...]] = {}
     if condition is not None and condition.kind in ("class", "attributes"):
         numbers = condition_numbers(read_participants(cohort.folder), cohort.patients, condition)
+    added = draw_canaries(canaries, cohort.patients)
     files: dict[str, tuple[FrozenFile, ...]] = {}
     for done, (patient, images) in enumerate(cohort.patients.items(), start=1):
         files[patient] = tuple(_frozen(cohort.folder, image, condition) for image in images)
@@ -119,6 +125,7 @@ def freeze(
         members=members,
         flipped=tuple(flipped),
         numbers=numbers,
+        canaries=added,
     )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ..models.base import NO_CONDITION, Batch, Condition
+from ..models.canary import make_canary
 from ..study.condition import ConditionSettings
 from ..study.errors import CohortChanged
 from ..study.plan import VolumeSettings
@@ -44,7 +45,7 @@ class Scans:
     ) -> None:
         self._condition = condition
         self._manifest, self._folder, self._device = manifest, folder, device
-        self._cache = VolumeCache(cache, settings)
+        self._cache, self._shape = VolumeCache(cache, settings), settings.shape
         self._known: dict[str, tuple[int, ...]] = {}
         self._kept: dict[tuple[str, ...], npt.NDArray[Any]] = {}
         self._bytes = 0
@@ -65,10 +66,14 @@ class Scans:
     def batches(self, patient: str) -> list[Batch]:
         """Return a patient's volumes, each as a batch of one, (1, 1, D, H, W), with its condition.
 
+        A canary has one volume, and studies that have canaries have no condition.
+
         Raises:
             CohortChanged: a file is not the one that was approved.
             VolumeError: a scan, mask or source cannot be used.
         """
+        if patient in self._manifest.canaries.names:
+            return [Batch(self._tensor(self._canary(patient)[None]))]
         return [
             Batch(self._tensor(self._volume(file)[None]), self._told(patient, file))
             for file in self._manifest.patients[patient]
@@ -103,6 +108,11 @@ class Scans:
         path, other = self._folder / file.path, self._beside(file)
         key = file.sha256, other.sha256 if other else ""
         return self._keep(("image", *key), lambda: self._cache.get(path, file.sha256, other))
+
+    def _canary(self, name: str) -> npt.NDArray[np.float32]:
+        canaries = self._manifest.canaries
+        number = canaries.names.index(name)
+        return self._keep(("canary", name), lambda: make_canary(canaries.seed, number, self._shape))
 
     def _beside(self, file: FrozenFile) -> Beside | None:
         """Return the mask or source that an image is cropped and told by, where the study has it.

@@ -39,6 +39,8 @@ def summary(site: Site, approval: Approval) -> dict[str, Any]:
             measured = rehearse(plan, site.settings.device, site.settings.performance)
             if plan.privacy.reference_models:
                 facts["reference models"] = _trained_for_audits(plan)
+            if plan.privacy.canaries:
+                facts["canaries"] = _added(plan)
             facts["estimated hours"] = f"{measured.hours:.2f} on {measured.device}"
         except VoxfedError as fault:
             facts["cannot be approved"] = fault.message
@@ -52,6 +54,15 @@ def _trained_for_audits(plan: StudyPlan) -> str:
         f"each of at most {plan.privacy.audits} audits trains {models} models here, {steps}"
         f" optimiser steps each, {models * steps} in all, WITHOUT PRIVACY, on halves of the"
         " patients whose coin was flipped; they are never written down, and dropped"
+    )
+
+
+def _added(plan: StudyPlan) -> str:
+    """Return what adding canaries means here."""
+    return (
+        f"{plan.privacy.canaries} phantoms with a marker are added here, and a coin decides for"
+        " each whether it trains beside the patients; the model learns a little of them, and an"
+        " audit tells by them how much it keeps. No patient's epsilon changes"
     )
 
 
@@ -82,6 +93,8 @@ def _leaving(approval: Approval) -> list[str]:
     copies = " and copy counts" if privacy.audit_counts == "exact" else ""
     shown = privacy.audit_counts.replace("exact", "EXACT")
     leaving.append(f"{shown} histograms{copies} of at most {privacy.audits} audits")
+    if privacy.canaries:
+        leaving.append("EXACT histograms of the scores of canaries, who are no patients")
     if privacy.reference_models:
         leaving.append("of the reference models nothing but EXACT histograms of two attacks")
     if privacy.evaluations:

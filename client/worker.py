@@ -102,10 +102,12 @@ class Worker:
 
             warm = self._prepared(approval)
             warm.trainer.load(from_bytes(payload))
-            members = approval.manifest.members
+            members, canaries = approval.manifest.members, approval.manifest.canaries.members
             warm.scans.check(members)
             metrics = warm.trainer.metrics(header.stage, warm.scans, members)
-            update = warm.trainer.train(header.stage, warm.scans, members)
+            # Canaries come on top: rate and divisor stay those of the declared patients, and two
+            # cohorts that differ by a patient hold the same canaries, so nobody's epsilon changes.
+            update = warm.trainer.train(header.stage, warm.scans, (*members, *canaries))
             self._site.journal.append("trained", **asdict(key), steps=warm.trainer.notes)
             spent = self._spent_with(header.study, events)
             reply = messages.Update(

@@ -102,6 +102,12 @@ def _print_report(report: AuditReport) -> None:
             "none" if site.epsilon is None else f"{site.epsilon:.4g}",
         )
     console.print(sites)
+    best = {bound.canaries: bound for bound in reversed(report.bounds)}
+    for bound in best.values():
+        console.print(
+            f"attack (lower bound): epsilon at least {bound.general:.2f} at {bound.place} by "
+            f"{bound.score}, of at most {bound.cap:.2f} that so many coins could prove"
+        )
     for finding in report.findings:
         if finding.smallest_leak:
             console.print(f"smallest leak seen by '{finding.rule}': {finding.smallest_leak}")

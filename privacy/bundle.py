@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..study.errors import ProcessError, UsageError, VerificationError
-from ..study.files import digest, write
+from ..study.errors import UsageError, VerificationError
+from ..study.files import digest, new_folder, write
 from ..study.identity import PublicKey, SigningKey, sign_envelope, statement
 from .audit.report import AuditReport
 from .decision import ATTESTATION, Decision, read_decision
@@ -19,6 +16,8 @@ from .decision import ATTESTATION, Decision, read_decision
 RELEASE_TYPE = "https://voxfed.org/release/v1"
 WEIGHTS, MODEL, CARD = "weights.safetensors", "model.json", "MODEL_CARD.md"
 REPORT, PAGE = "audit.json", "audit.html"
+EVALUATION = "evaluation.json"
+"""There only where the weights were evaluated."""
 CONTENT = (WEIGHTS, MODEL, CARD, REPORT, PAGE)
 DECISIONS, SUFFIX = "decisions", ".dsse.json"
 
@@ -31,6 +30,7 @@ def build(
     report: AuditReport,
     html: str,
     card: str,
+    evaluation: bytes | None = None,
     key: SigningKey,
     extra: Mapping[str, Any],
 ) -> Path:
@@ -43,41 +43,29 @@ def build(
         report: the audit of these very weights.
         html: the officer's page.
         card: the model card.
+        evaluation: the report of `voxfed evaluate` on these weights, if there is one.
         key: the coordinator's key.
         extra: what else the attestation states, such as journal heads and software versions.
 
     Raises:
         UsageError: the folder exists.
         VerificationError: the report is about other weights.
-        ProcessError: the folder cannot be written.
+        DiskError: the folder cannot be written.
     """
-    if folder.exists():
-        raise UsageError(f"{folder} exists already", hint="a release is never overwritten")
     content = {
         WEIGHTS: weights,
         MODEL: json.dumps(dict(model), indent=1, sort_keys=True).encode() + b"\n",
         CARD: card.encode(),
         REPORT: report.text,
         PAGE: html.encode(),
-    }
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as fault:
-        raise ProcessError(f"{folder.parent} cannot be written: {fault.strerror}") from None
-    try:
+    } | ({} if evaluation is None else {EVALUATION: evaluation})
+    with new_folder(folder) as draft:
         for name, text in content.items():
             write(draft / name, text)
-        subjects = {name: digest(draft / name) for name in CONTENT}
+        subjects = {name: digest(draft / name) for name in content}
         check_same("the report's weights", report.weights_digest, subjects[WEIGHTS])
         predicate = {**claims_of(report), "extra": dict(extra)}
         write(draft / ATTESTATION, sign_envelope(statement(subjects, RELEASE_TYPE, predicate), key))
-        draft.chmod(0o755)
-        os.rename(draft, folder)
-    except OSError as fault:
-        raise ProcessError(f"{folder} cannot be written: {fault.strerror}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

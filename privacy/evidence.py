@@ -76,6 +76,7 @@ class LowerBound:
         gaussian: holds if the mechanism is a Gaussian one (Mahloujifar et al. 2024).
         cap: the most that so many patients could prove by the general form.
         gaussian_cap: and by the Gaussian form.
+        canaries: whether the coins are those of the site's canaries, and not of its patients.
     """
 
     site: str
@@ -84,6 +85,12 @@ class LowerBound:
     gaussian: float
     cap: float
     gaussian_cap: float
+    canaries: bool = False
+
+    @property
+    def place(self) -> str:
+        """Whose coins were guessed, in words."""
+        return f"{self.site}, canaries" if self.canaries else self.site
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Evidence:
         sites: the sites that answered.
         blind: the AUCs of the blind baseline, corrected for their own number.
         rates: members found at 1 % false alarms, where that can be stated.
-        bounds: lower bounds on epsilon, where counts are exact.
+        bounds: lower bounds on epsilon, where counts are exact; those of canaries always are.
         memberships: one for each score and site, and one for each score and TOGETHER, where each
             patient is compared within the own site.
         absent: sites that trained and did not answer, with the epsilon of their last signed reply.

@@ -8,17 +8,14 @@ is built by this package from the plan, never by what a file says.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..models.base import Family
-from ..study.errors import ProcessError, UsageError
-from ..study.files import write
+from ..study.files import new_folder, write
 from ..study.plan import StudyPlan
 from .bundle import CARD, bundle_digest
 from .model_card import HALLUCINATION, INTENDED_USE
@@ -65,29 +62,16 @@ def export(bundle: Path, folder: Path) -> Path:
         VerificationError: a file of the release was changed, or it was revoked.
         Refusal: its audit blocked it.
         UsageError: the folder exists.
-        ProcessError: it cannot be written.
+        DiskError: it cannot be written.
     """
-    if folder.exists():
-        raise UsageError(f"{folder} exists already", hint="name another folder")
     plan, _ = open_model(bundle)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as fault:
-        raise ProcessError(f"{folder.parent} cannot be written: {fault.strerror}") from None
-    try:
+    with new_folder(folder) as draft:
         shutil.copytree(bundle, draft / MODELS)
         documents = {"metadata": _metadata(plan, bundle_digest(bundle)), "inference": INFERENCE}
         for name, document in documents.items():
             text = json.dumps(document, indent=4).encode() + b"\n"
             write(draft / "configs" / f"{name}.json", text)
         write(draft / "docs" / "README.md", (bundle / CARD).read_bytes())
-        draft.chmod(0o755)
-        os.rename(draft, folder)
-    except OSError as fault:
-        raise ProcessError(f"{folder} cannot be written: {fault.strerror}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +31,13 @@ Reason = Annotated[str, typer.Option(help="Why, in your words; it is kept for go
 Reasons = Annotated[
     list[str], typer.Option("--reason", help='Why a warning may pass: "RULE=your words". Repeat.')
 ]
+
+
+class Layout(StrEnum):
+    """How an exported release is laid out."""
+
+    MONAI = "monai"
+    SACRO = "sacro"
 
 
 @release_app.command("approve")
@@ -119,14 +127,23 @@ def verify(
 def export(
     bundle: Bundle,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    layout: Annotated[
+        Layout, typer.Option(help="For MONAI's tools, or for data-egress checkers who use SACRO.")
+    ] = Layout.MONAI,
     as_json: AsJson = False,
 ) -> None:
-    """Write a release as a MONAI bundle: `python -m monai.bundle run` draws volumes from it."""
-    from .monai_bundle import export as export_bundle
+    """Write a release as a folder that MONAI's tools draw from, or that egress checkers know."""
+    from . import egress, monai_bundle
 
-    folder = export_bundle(bundle, output)
+    if layout is Layout.SACRO:
+        folder = egress.export(bundle, output)
+    else:
+        folder = monai_bundle.export(bundle, output)
     if as_json:
         show_json({"folder": str(folder)})
+        return
+    if layout is Layout.SACRO:
+        console.print(f"wrote {folder}; hand it to the data-egress checker", soft_wrap=True)
         return
     console.print(f"wrote {folder}; draw from it, there, with", soft_wrap=True)
     console.print("  python -m monai.bundle run --config_file configs/inference.json", markup=False)

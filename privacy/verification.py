@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from .audit.report import AuditReport, build_report
 from .bundle import (
     CONTENT,
     DECISIONS,
+    EVALUATION,
     RELEASE_TYPE,
     REPORT,
     SUFFIX,
@@ -32,6 +33,7 @@ from .bundle import (
 )
 from .decision import ATTESTATION, open_statement, warnings_of
 from .finding import Verdict
+from .quality import Quality
 from .revocation import REVOCATION, check_not_revoked
 
 
@@ -110,7 +112,8 @@ def examine(bundle: Path, *, coordinator: PublicKey, sites: Mapping[str, PublicK
     """Checks all that stands before the officers' decisions, and returns the report.
 
     In this order: the files that there are; the coordinator's signature; each file's digest; each
-    hospital's signed reply; report and verdict, built again from plan and replies.
+    hospital's signed reply; report and verdict, built again from plan and replies; the figures of
+    quality that hospitals signed, where there is an evaluation.
 
     Raises:
         VerificationError: naming the first thing that is wrong.
@@ -131,6 +134,8 @@ def examine(bundle: Path, *, coordinator: PublicKey, sites: Mapping[str, PublicK
     _check_alike(report.facts, rebuilt.facts, REPORT)
     for name, claim in claims_of(rebuilt).items():
         _check_alike(claims.get(name), claim, f"{ATTESTATION}: {name}")
+    if EVALUATION in subjects:
+        Quality.from_text(content_of(bundle / EVALUATION)).check(subjects[WEIGHTS], sites)
     return report
 
 
@@ -156,8 +161,10 @@ def check_whole(bundle: Path) -> AuditReport:
 
 
 def _check_digests(bundle: Path, subjects: Mapping[str, str]) -> None:
-    check_same("the list of files", sorted(subjects), sorted(CONTENT))
-    for name in CONTENT:
+    _check_there(bundle, [name for name in subjects if name == EVALUATION])
+    names = _names(bundle)
+    check_same("the list of files", sorted(subjects), sorted(names))
+    for name in names:
         found = digest(bundle / name)
         if found != subjects[name]:
             raise VerificationError(
@@ -168,9 +175,15 @@ def _check_digests(bundle: Path, subjects: Mapping[str, str]) -> None:
             )
 
 
+def _names(bundle: Path) -> tuple[str, ...]:
+    """Returns the files that the attestation must list; an evaluation is one where there is one."""
+    return (*CONTENT, EVALUATION) if (bundle / EVALUATION).exists() else CONTENT
+
+
 def _check_names(bundle: Path) -> None:
     """Checks that every file belongs in a bundle and that none is missing."""
     bundle_digest(bundle)
+    known = (*_names(bundle), ATTESTATION, REVOCATION)
     for path in sorted(bundle.rglob("*")):
         name = path.relative_to(bundle).as_posix()
         decision = name.startswith(f"{DECISIONS}/") and name.endswith(SUFFIX)
@@ -178,9 +191,13 @@ def _check_names(bundle: Path) -> None:
             raise VerificationError(f"{name} is a link", expected="a file")
         if path.is_dir() and name == DECISIONS:
             continue
-        if not path.is_file() or not (decision or name in (*CONTENT, ATTESTATION, REVOCATION)):
+        if not path.is_file() or not (decision or name in known):
             raise VerificationError(f"{name} does not belong in a bundle", hint="remove it")
-    for name in CONTENT:
+    _check_there(bundle, CONTENT)
+
+
+def _check_there(bundle: Path, names: Iterable[str]) -> None:
+    for name in names:
         if not (bundle / name).is_file():
             raise VerificationError(f"{name} is missing from the bundle")
 

@@ -13,6 +13,7 @@ from ..privacy.audit.page import write_page
 from ..privacy.audit.report import AuditReport, build_report
 from ..privacy.bundle import (
     DECISIONS,
+    EVALUATION,
     RELEASE_TYPE,
     SUFFIX,
     build,
@@ -23,6 +24,7 @@ from ..privacy.bundle import (
 )
 from ..privacy.decision import ATTESTATION, open_statement
 from ..privacy.model_card import model_card
+from ..privacy.quality import Quality
 from ..privacy.revocation import REVOCATION, read_revocation, sign_revocation
 from ..study.errors import UsageError, VerificationError
 from ..study.files import write
@@ -99,13 +101,15 @@ def build_release(coordinator: Coordinator, store: Store) -> Path:
         "plan": plan.text.decode(),
         "plan_digest": plan.digest,
     }
+    evaluation = evaluation_of(store, report.weights_digest)
     bundle = build(
         releases / f"{number:03d}",
         weights=last.weights,
         model=model,
         report=report,
         html=(audits[-1] / "audit.html").read_text(),
-        card=model_card(plan, report),
+        card=model_card(plan, report, Quality.from_text(evaluation) if evaluation else None),
+        evaluation=evaluation,
         key=coordinator.key,
         extra={
             "round": hash_of(last.envelope),
@@ -116,6 +120,21 @@ def build_release(coordinator: Coordinator, store: Store) -> Path:
     )
     coordinator.journal.append("release built", study=plan.name, bundle=str(bundle.name))
     return bundle
+
+
+def evaluation_of(store: Store, weights_digest: str) -> bytes | None:
+    """Return the last report of `voxfed evaluate` on these very weights, if there is one.
+
+    Raises:
+        VerificationError: a report cannot be read.
+    """
+    found = {}
+    for path in (store.folder / "evaluations").glob(f"*/{EVALUATION}"):
+        text = content_of(path)
+        quality = Quality.from_text(text, what=str(path))
+        if quality.weights_digest == weights_digest:
+            found[quality.created, path.parent.name] = text
+    return found[max(found)] if found else None
 
 
 def versions() -> dict[str, str]:

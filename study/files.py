@@ -1,13 +1,16 @@
-"""Files written whole or not at all."""
+"""Files and folders written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import DiskError
+from .errors import DiskError, UsageError
 
 
 def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -34,6 +37,31 @@ def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise DiskError(
             f"{path} cannot be written: {fault.strerror}", hint="free space on the disk, then retry"
         ) from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a draft to write into, which becomes `folder` unless the block raises.
+
+    Raises:
+        UsageError: the folder exists.
+        DiskError: it cannot be written.
+    """
+    if folder.exists():
+        raise UsageError(f"{folder} exists already", hint="name another; none is overwritten")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as fault:
+        raise DiskError(f"{folder.parent} cannot be written: {fault.strerror}") from None
+    try:
+        yield draft
+        draft.chmod(0o755)
+        os.rename(draft, folder)
+    except OSError as fault:
+        raise DiskError(f"{folder} cannot be written: {fault.strerror}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def digest(path: Path) -> str:

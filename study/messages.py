@@ -225,8 +225,8 @@ class Audited(Header):
     """A site's answer to an audit: histograms of scores, and counts of copies by kind of likeness.
 
     `checked` are the coordinator's synthetic volumes that the site made again, `trained` the
-    patients who trained. What the site says of its cohort stands here too, so that the site's
-    signature covers it.
+    patients who trained, `canaries` the exact histograms of phantoms. What the site says of its
+    cohort stands here too, so that the site's signature covers it.
     """
 
     kind: Literal["audited"] = "audited"
@@ -238,6 +238,7 @@ class Audited(Header):
     scores: dict[str, ScoreCounts] = Field(min_length=1, max_length=32)
     copies: dict[str, dict[str, float]] = Field(default_factory=dict, max_length=8)
     distances: dict[str, float] = Field(default_factory=dict, max_length=32)
+    canaries: dict[str, ScoreCounts] = Field(default_factory=dict, max_length=32)
     confirmed: Confirmed = Confirmed()
     checked: int = Field(0, ge=0)
     trained: int | None = Field(None, ge=0)

@@ -81,6 +81,13 @@ class PrivacySettings(Table):
         description="0 to 32 models that each site trains on halves of its audited patients to"
         " attack with; 0: none",
     )
+    canaries: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="0 to 1000 phantom patients with a marker that each site adds, to prove how"
+        " much the model keeps of a patient; 0: none",
+    )
     evaluations: int = Field(
         0,
         ge=0,
@@ -241,6 +248,14 @@ class StudyPlan(Table):
         missing = ", ".join(what for what, holds in needed.items() if not holds)
         if self.privacy.reference_models and missing:
             raise ValueError(f"privacy.reference_models needs {missing}")
+        return self
+
+    @model_validator(mode="after")
+    def _unconditioned_canaries(self) -> Self:
+        if self.privacy.canaries and self.condition is not None:
+            raise ValueError(
+                "privacy.canaries needs a study without a [condition]: a phantom has none"
+            )
         return self
 
     @model_validator(mode="after")

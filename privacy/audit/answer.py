@@ -62,7 +62,7 @@ def read_answer(answer: Answer, plan: StudyPlan, weights_digest: str) -> Audited
     ):
         if got != expected:
             raise VerificationError(f"{what} is about another {name}", got=got, expected=expected)
-    _check_histograms(header, what)
+    _check_histograms(header, plan, what)
     return header
 
 
@@ -89,17 +89,22 @@ def _request(request: bytes) -> AuditRequest:
     return AuditRequest.model_validate_json(text, strict=True)
 
 
-def _check_histograms(reply: Audited, what: str) -> None:
+def _check_histograms(reply: Audited, plan: StudyPlan, what: str) -> None:
     from .scores.table import NAMES  # needs torch, which only this check waits for
 
-    for name, counts in reply.scores.items():
+    exact = reply.counts == "exact"
+    patients = [(name, counts, exact) for name, counts in reply.scores.items()]
+    for name, counts, exact in [*patients, *((*one, True) for one in reply.canaries.items())]:
         edges, histograms = counts.edges, (counts.members, counts.non_members)
         rising = all(low < high for low, high in itertools.pairwise(edges))
         fits = all(len(one) == len(edges) - 1 for one in histograms)
-        whole = reply.counts == "noised" or all(
-            n >= 0 and n == int(n) for one in histograms for n in one
-        )
+        whole = not exact or all(n >= 0 and n == int(n) for one in histograms for n in one)
         if not (name in NAMES and rising and fits and whole):
             raise VerificationError(f"{what}: the score {name!r} does not fit its bins")
+    for name, counts in reply.canaries.items():
+        if sum((*counts.members, *counts.non_members)) != plan.privacy.canaries:
+            raise VerificationError(f"{what} does not count the plan's canaries by {name!r}")
+    if bool(reply.canaries) != bool(plan.privacy.canaries):
+        raise VerificationError(f"{what} has no canaries, or those that the plan has not")
     if reply.counts == "noised" and len(reply.scores) > 1:
         raise VerificationError(f"{what} holds more scores than its noise was charged for")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...models.base import Batch, Family
 from ...study.errors import VolumeError
 from ...study.messages import ScoreCounts
-from .binning import quantile_bins
+from .binning import FEWEST, quantile_bins
 from .blind import blind_baseline
 from .copies.distances import authenticity, minimum_distance_ratio, nearest_ratio
 from .copies.search import Patients, Search, search
@@ -117,6 +117,30 @@ def attack(
     )
 
 
+def attack_apart(
+    family: Family, members: Patients, non_members: Patients, seed: int
+) -> dict[str, ScoreCounts]:
+    """Return histograms of every score that needs nobody else, of phantoms, by the score's name.
+
+    Each phantom may have a bin of its own: there is nobody to hide.
+
+    Args:
+        family: in evaluation mode, with the weights that are audited.
+        members: phantoms that trained, their volumes on the family's device.
+        non_members: phantoms that did not.
+        seed: from the weights' digest.
+
+    Raises:
+        VolumeError: a score is not finite.
+    """
+    context, groups = Context(seed), Groups(members, non_members, frozenset())
+    found = {}
+    for score in applicable(family, context):
+        means = _means(score.prepare(family, context), {**members, **non_members}, score.name)
+        found[score.name] = _counts(dict(means), groups, fewest=1)
+    return found
+
+
 def _values(
     family: Family,
     groups: Groups,
@@ -174,12 +198,12 @@ def _means(
         yield name, value
 
 
-def _counts(values: Mapping[str, float], groups: Groups) -> ScoreCounts:
+def _counts(values: Mapping[str, float], groups: Groups, fewest: int = FEWEST) -> ScoreCounts:
     members, non_members = (
         [value for name, value in values.items() if name in group]
         for group in (groups.members, groups.non_members)
     )
-    edges = quantile_bins(members, non_members)
+    edges = quantile_bins(members, non_members, fewest=fewest)
     return ScoreCounts(
         edges=edges,
         members=histogram(members, edges),

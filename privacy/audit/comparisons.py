@@ -50,35 +50,46 @@ def compare_rates(scores: Mapping[str, Mapping[str, BinnedScores]]) -> tuple[Rat
 
 
 def lower_bounds(
-    scores: Mapping[str, Mapping[str, BinnedScores]], delta: float
+    scores: Mapping[str, Mapping[str, BinnedScores]],
+    delta: float,
+    canaries: Mapping[str, Mapping[str, BinnedScores]] | None = None,
 ) -> tuple[LowerBound, ...]:
     """Returns what each score proves about epsilon at delta, the highest first.
 
     Scores that were fitted to coins prove nothing, and noised counts allow no guess.
 
     Guarantee:
-        All of the bounds hold together with probability 95 % (Bonferroni).
+        All of the bounds hold together with probability 95 % (Bonferroni), those of canaries too.
+
+    Args:
+        scores: histograms of patients, by the score's name and then the site's.
+        delta: of the claim.
+        canaries: exact histograms of canaries, who are never pooled with patients.
     """
+    canaries = canaries or {}
     usable = {
         name: sites
         for name, sites in scores.items()
         if not any(one.noise or one.fitted for one in sites.values())
     }
-    level, found = _level(usable), []
-    for score, site, group in _groups(usable):
+    level, found = _level(usable, canaries), []
+    patients = [(False, *one) for one in _groups(usable)]
+    for added, score, site, group in [*patients, *((True, *one) for one in _groups(canaries))]:
         made = guesses.guess(group)
         proved = guesses.bounds(made, delta, level=level)
         most = guesses.cap(made.patients, delta, level=level)
-        found.append(
-            LowerBound(site, score, proved.general, proved.gaussian, most.general, most.gaussian)
-        )
+        caps = most.general, most.gaussian
+        found.append(LowerBound(site, score, proved.general, proved.gaussian, *caps, added))
     return tuple(sorted(found, key=lambda b: (-b.general, -b.gaussian, -b.cap)))
 
 
-def _level(scores: Mapping[str, Mapping[str, BinnedScores]]) -> float:
+def _level(*families: Mapping[str, Mapping[str, BinnedScores]]) -> float:
     """Returns the confidence of each comparison with which all together have `LEVEL`."""
-    places = {site for sites in scores.values() for site in sites}
-    return 1 - (1 - LEVEL) / max(1, len(scores) * (len(places) + 1))
+    comparisons = 0
+    for scores in families:
+        places = {site for sites in scores.values() for site in sites}
+        comparisons += len(scores) * (len(places) + 1)
+    return 1 - (1 - LEVEL) / max(1, comparisons)
 
 
 def _groups(

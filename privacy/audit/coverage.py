@@ -3,8 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ...study.plan import StudyPlan
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A change under which a model that hands out its patients is caught by the search for copies.
+
+    Attributes:
+        change: what is done to each patient's volume before it is handed out.
+        strengths: how much; the tests replay each.
+        unit: what the strengths are.
+    """
+
+    change: str
+    strengths: tuple[float | str, ...]
+    unit: str
+
+
+REPLAYS = (
+    Replay("noise", (0.05, 0.1, 0.2), "standard deviation, of intensities from -1 to 1"),
+    Replay("turned", (2.0, 5.0, 10.0), "degrees, about each axis"),
+    Replay("mirrored", ("depth", "height", "width"), "is reversed"),
+    Replay("shifted", (2,), "voxels, along all axes at once"),
+    Replay("brightness", (0.9, 1.1), "times"),
+    Replay("cropped", ("nothing", "another patient"), "around three quarters of each side"),
+    Replay("one octant", ("another patient",), "around it"),
+)
+REPLAYED = (
+    "phantoms of 16 voxels a side, 20 who trained and 20 held out, one copy of each who trained"
+)
+"""What the tests replay; the p-value is judged as the rule on copies judges it."""
 
 
 def covered(plan: StudyPlan) -> tuple[str, ...]:
@@ -16,6 +47,8 @@ def covered(plan: StudyPlan) -> tuple[str, ...]:
         things.append("the mean loss that each site sent, which was clipped and noised")
     if plan.privacy.audit_counts == "noised":
         things.append("the histograms of this audit, which were noised and charged")
+    if plan.privacy.canaries:
+        things.append("the histograms of canaries, which follow from the weights and from phantoms")
     return tuple(things)
 
 

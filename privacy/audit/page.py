@@ -13,11 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...study.messages import ScoreCounts
 from ...study.plan import StudyPlan
-from ..evidence import TOGETHER, Copied, Membership
+from ..evidence import TOGETHER, Copied, LowerBound, Membership
 from ..finding import Verdict
 from ..rules.copies import Copies
 from .answer import binned
 from .ceiling import auc_ceiling, gaussian_auc
+from .coverage import REPLAYED, REPLAYS
 from .report import AuditReport, ScoreReport, SiteReport, copied_of
 from .scores.score import BLIND, FUSED, LIRA, REFERENCED, RMIA, Threat
 from .scores.table import SCORES
@@ -117,13 +118,15 @@ def write_page(report: AuditReport, *, picture: bytes | None = None) -> str:
         ceiling=auc_ceiling(epsilon, report.delta) if epsilon is not None else None,
         gaussian_ceiling=gaussian_auc(epsilon, report.delta) if epsilon else None,
         rows=_rows(report),
-        bounds=report.bounds[:MOST_ROWS],
+        bounds=_bounds(report),
         copied_rows=copied,
         copied_at={
             site.site: _worst([row for row in copied if row[0] == site.site])
             for site in report.sites
         },
         copied_together=_together(copied),
+        replays=REPLAYS,
+        replayed=REPLAYED,
         charts=_charts(report, plan),
         table=half_width_table(),
         picture=shown,
@@ -148,6 +151,13 @@ def _rows(report: AuditReport) -> list[Row]:
         what = known[name].what if name in known else OTHERS.get(name, "")
         rows.append(Row(name, threat, what, [found.get((place, name)) for place in places]))
     return rows
+
+
+def _bounds(report: AuditReport) -> list[LowerBound]:
+    """Returns the highest lower bounds on epsilon, with the best of patients and of canaries."""
+    highest = report.bounds[:MOST_ROWS]
+    best = {bound.canaries: bound for bound in reversed(report.bounds)}
+    return [*highest, *(bound for bound in best.values() if bound not in highest)]
 
 
 def _worst(rows: Sequence[tuple[str, str, Copied]]) -> Copied | None:

@@ -65,6 +65,7 @@ class SiteReport(Frozen):
     scores: dict[str, ScoreReport]
     copies: dict[str, dict[str, float]]
     distances: dict[str, float]
+    canaries: dict[str, ScoreCounts] = {}
     confirmed: Confirmed
     checked: int
     trained: int | None
@@ -184,7 +185,7 @@ def build_report(
         "memberships": memberships,
         "blind": compare(blind, 0.5),
         "rates": compare_rates(attacks),
-        "bounds": lower_bounds(attacks, plan.privacy.delta),
+        "bounds": lower_bounds(attacks, plan.privacy.delta, _canaries(replies)),
     }
     verdict, findings = decide(_evidence(plan, sites, compared, absent))
     return AuditReport(
@@ -221,6 +222,15 @@ def _scores(plan: StudyPlan, replies: Mapping[str, Audited]) -> dict[str, dict[s
     return dict(sorted(found.items()))
 
 
+def _canaries(replies: Mapping[str, Audited]) -> dict[str, dict[str, BinnedScores]]:
+    """Returns the histograms of the canaries' scores by site, which are exact in every study."""
+    found: dict[str, dict[str, BinnedScores]] = {}
+    for site, reply in replies.items():
+        for score, counts in reply.canaries.items():
+            found.setdefault(score, {})[site] = BinnedScores(counts.members, counts.non_members)
+    return found
+
+
 def _site(answer: Answer, reply: Audited, plan: StudyPlan) -> SiteReport:
     scores = {name: _score(counts, name, plan) for name, counts in sorted(reply.scores.items())}
     first = next(iter(reply.scores.values()))
@@ -235,6 +245,7 @@ def _site(answer: Answer, reply: Audited, plan: StudyPlan) -> SiteReport:
         scores=scores,
         copies=reply.copies,
         distances=reply.distances,
+        canaries=reply.canaries,
         confirmed=reply.confirmed,
         checked=reply.checked,
         trained=reply.trained,

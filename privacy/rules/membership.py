@@ -131,12 +131,12 @@ class BelowCeiling:
             return Finding(self.name, Verdict.PASS, None, None, detail)
         worst = max(proved, key=lambda bound: bound.general - claimed[bound.site])
         claim = claimed[worst.site]
-        got = f"at {worst.site} (got {worst.general:.3g}, expected at most {claim:.3g})"
+        got = f"at {worst.place} (got {worst.general:.3g}, expected at most {claim:.3g})"
         if worst.general > claim:
             detail = f"the privacy engine is faulty: an attack proves more than was claimed {got}"
             return Finding(self.name, Verdict.BLOCK, worst.general, claim, detail)
         most = max(bound.cap for bound in proved)
-        seen = f"a true epsilon far above {most:.2g}, the most that so many patients can prove"
+        seen = f"a true epsilon far above {most:.2g}, the most that so many coins can prove"
         detail = f"no attack proves an epsilon above the claim {got}"
         return Finding(self.name, Verdict.PASS, worst.general, claim, detail, seen)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from voxfed.privacy.audit.report import AuditReport
-from voxfed.privacy.bundle import CONTENT, add_decision, bundle_digest
+from voxfed.privacy.bundle import CONTENT, EVALUATION, add_decision, bundle_digest
 from voxfed.privacy.decision import ATTESTATION, DECISION_TYPE
 from voxfed.privacy.finding import Verdict
 from voxfed.privacy.verification import check_whole, examine, verify
@@ -20,7 +20,7 @@ from voxfed.study.identity import sign_envelope, statement
 @pytest.fixture
 def approved(scene: Any, plan: Any) -> tuple[Any, Path]:
     people = scene()
-    bundle = people.bundle(plan())
+    bundle = people.bundle(plan(), evaluation=people.evaluation())
     add_decision(bundle, people.decide(bundle), people.cards["officers"])
     return people, bundle
 
@@ -35,7 +35,7 @@ def test_an_approved_bundle_verifies(approved: tuple[Any, Path]) -> None:
     assert sorted(found.sites) == ["harbour", "north", "valley"]
 
 
-FILES = (*CONTENT, ATTESTATION, "decisions/officer.dsse.json")
+FILES = (*CONTENT, EVALUATION, ATTESTATION, "decisions/officer.dsse.json")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -71,7 +71,7 @@ def test_a_lengthened_shortened_or_missing_file_is_found(
         verify(bundle, **people.cards)
 
 
-@pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.parametrize("name", [*CONTENT, EVALUATION])
 def test_the_changed_file_is_named(approved: tuple[Any, Path], name: str) -> None:
     people, bundle = approved
     (bundle / name).write_bytes((bundle / name).read_bytes() + b" ")

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from voxfed.study.errors import ProcessError
-from voxfed.study.files import digest, write
+from voxfed.study.errors import DiskError, ProcessError, UsageError
+from voxfed.study.files import digest, new_folder, write
 
 # A file-size limit gives the same partial write and OSError as a full disk.
 FULL_DISK = """
@@ -88,3 +88,30 @@ def test_digest(tmp_path: Path) -> None:
     """The digest is SHA-256 of the whole file, also over one read buffer."""
     (tmp_path / "x").write_bytes(b"ab" * 300_000)
     assert digest(tmp_path / "x") == hashlib.sha256(b"ab" * 300_000).hexdigest()
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Whatever stops the writing, no half folder and no draft stays behind."""
+    with new_folder(tmp_path / "deep" / "whole") as draft:
+        write(draft / "a" / "b", b"1")
+        assert not (tmp_path / "deep" / "whole").exists()
+    assert (tmp_path / "deep" / "whole" / "a" / "b").read_bytes() == b"1"
+    assert (tmp_path / "deep" / "whole").stat().st_mode & 0o777 == 0o755
+
+    def stop() -> None:
+        with new_folder(tmp_path / "deep" / "half") as draft:
+            write(draft / "a", b"1")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stop()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["whole"]
+
+
+def test_a_folder_that_exists_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """A release or an export never replaces another."""
+    with pytest.raises(UsageError, match="exists already"), new_folder(tmp_path):
+        pass
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DiskError, match="cannot be written"), new_folder(tmp_path / "file" / "x"):
+        pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ NUDGES = ((0, 0, 0), (2, 0, 0), (-2, 0, 0), (0, 2, 0), (0, -2, 0), (0, 0, 2), (0
 """Voxels along each axis; of a mirrored volume only these."""
 TURNS = (-10.0, -5.0, 5.0, 10.0)
 """Degrees about each axis."""
+NOISES = (0.1, 0.2)  # standard deviations, where features are compared
 FLAT = 0.01
 """Deviation of intensities under which a volume shows nothing of its own."""
 LEAST_SIDE, MOST_SIDE = 16, 24
@@ -76,21 +77,35 @@ def octants(samples: Tensor, patients: Tensor) -> Alike:
 def embedding(
     samples: Tensor, patients: Tensor, extract: Callable[[Tensor], npt.NDArray[np.float64]]
 ) -> Alike:
-    """Compare by the cosine of the features that a network has of volumes; mirrorings are tried.
+    """Compare by the cosine of the features that a network has of volumes.
+
+    Patients are also seen mirrored, turned and noisy: to a network that takes noise and blur for
+    faults, a patient turned by 5 degrees or with noise of 0.2 is somebody else.
 
     Args:
         samples: (M, 1, D, H, W) in [-1, 1].
         patients: (N, 1, D, H, W).
         extract: from (B, 1, D, H, W) to (B, F), such as `Extractor.features`.
     """
+    size = [min(max(side, LEAST_SIDE), MOST_SIDE) for side in patients.shape[2:]]
 
     def rows(volumes: Tensor) -> Tensor:
-        size = [min(max(side, LEAST_SIDE), MOST_SIDE) for side in volumes.shape[2:]]
-        parts = [extract(_resized(part, size)) for part in volumes.split(CHUNK)]
-        return torch.from_numpy(np.concatenate(parts)).float()
+        return torch.from_numpy(np.concatenate([extract(x) for x in volumes.split(CHUNK)])).float()
 
-    seen = [rows(patients.flip([axis + 2 for axis in axes])) for axes in _mirrorings()]
-    return _cosines(rows(samples), seen)
+    guises = _guises(_whole(patients, size))
+    return _cosines(rows(_whole(samples, size)), [rows(guise) for guise in guises])
+
+
+def _guises(patients: Tensor) -> Iterator[Tensor]:
+    """Yield patients as they are, then mirrored, turned (dark beyond the grid) or noisy."""
+    for axes in _mirrorings():
+        yield patients.flip([axis + 2 for axis in axes])
+    for view in _turns():
+        yield (view.seen(patients + 1, patients.shape[2:]) - 1).reshape(patients.shape)
+    # one noise for all, so that nothing depends on how many patients there are, in which order
+    noise = torch.randn(patients.shape[1:], generator=torch.Generator().manual_seed(0))
+    for sigma in NOISES:
+        yield (patients + sigma * noise).clamp(-1, 1)
 
 
 def latent(samples: Tensor, patients: Tensor) -> Alike:
@@ -190,7 +205,11 @@ class View:
 
 def _reduced(volumes: Tensor, most: int) -> Tensor:
     """Return volumes (n, 1, D, H, W) with sides of at most so many voxels."""
-    size = [min(side, most) for side in volumes.shape[2:]]
+    return _whole(volumes, [min(side, most) for side in volumes.shape[2:]])
+
+
+def _whole(volumes: Tensor, size: Sequence[int]) -> Tensor:
+    """Return all volumes (n, 1, D, H, W) at another size; memory is bounded by a chunk's."""
     return torch.cat([_resized(part, size) for part in volumes.split(CHUNK)])
 
 
@@ -248,7 +267,11 @@ def _views() -> list[View]:
     """Return shifts, mirrorings and turns; the first view changes nothing."""
     shifts = [View(shift=shift) for shift in itertools.product(SHIFTS, SHIFTS, SHIFTS)]
     mirrored = [View(mirrored=axes, shift=shift) for axes in _mirrorings()[1:] for shift in NUDGES]
-    return shifts + mirrored + [View(turn=(axis, x)) for axis in range(3) for x in TURNS]
+    return shifts + mirrored + _turns()
+
+
+def _turns() -> list[View]:
+    return [View(turn=(axis, degrees)) for axis in range(3) for degrees in TURNS]
 
 
 def _few_views() -> list[View]:
@@ -271,10 +294,7 @@ def _parts(shape: tuple[int, ...]) -> list[Tensor]:
     lows = list(itertools.product((0.0, 0.5), repeat=3))
     for low in [*lows, (0.25, 0.25, 0.25)]:
         part = torch.zeros(shape)
-        part[
-            tuple(
-                slice(round(x * n), round((x + 0.5) * n)) for x, n in zip(low, shape, strict=True)
-            )
-        ] = 1
+        places = zip(low, shape, strict=True)
+        part[tuple(slice(round(x * n), round((x + 0.5) * n)) for x, n in places)] = 1
         found.append(part)
     return found

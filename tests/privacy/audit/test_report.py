@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from voxfed.privacy.audit.coverage import REPLAYS
 from voxfed.privacy.audit.membership import RECONSTRUCTION
 from voxfed.privacy.audit.page import write_page
 from voxfed.privacy.audit.report import AuditReport, build_report
@@ -247,3 +248,12 @@ def test_model_card_warns_and_gives_coarse_numbers(scene: Any, plan: Any) -> Non
         assert words in card, words
     bare = model_card(study, scene().report(plan(enabled="false")))
     assert "Trained without privacy" in bare
+
+
+def test_page_lists_what_the_search_for_copies_is_tested_to_catch(scene: Any, plan: Any) -> None:
+    """Beside the copies, and only there: an audit without a search claims no tested search."""
+    page = write_page(scene().report(plan()))
+    for replay in REPLAYS:
+        strengths = ", ".join(map(str, replay.strengths))
+        assert f"<li>{replay.change}: {strengths} ({replay.unit})</li>" in page
+    assert "tested to block" not in write_page(scene(copies={}).report(plan()))

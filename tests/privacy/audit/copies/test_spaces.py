@@ -1,12 +1,17 @@
 """A volume moved, mirrored, turned or cut is still like itself, and like nobody else."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 from voxfed.models.quality.contrast import draw_phantoms
+from voxfed.models.quality.encoder import Encoder
+from voxfed.models.quality.features import contrastive
 from voxfed.privacy.audit.copies import spaces
 from voxfed.privacy.audit.copies.spaces import View, embedding, latent, octants, voxels
 
@@ -117,8 +122,12 @@ def test_empty_volumes_and_the_mean_are_like_nobody() -> None:
         assert found.samples[:2].max() < 0.05
 
 
-def test_features_are_compared_by_cosine_after_the_mean_over_mirrorings() -> None:
+def test_features_are_compared_by_cosine_after_the_mean_over_mirrorings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The embedding, with features whose cosine is known by hand."""
+    monkeypatch.setattr(spaces, "TURNS", ())
+    monkeypatch.setattr(spaces, "NOISES", ())
 
     def extract(volumes: Tensor) -> np.ndarray:
         return volumes.flatten(1)[:, [0, -1]].double().numpy()
@@ -134,6 +143,54 @@ def test_features_are_compared_by_cosine_after_the_mean_over_mirrorings() -> Non
     lengths = np.linalg.norm(views, axis=2)
     cosines = (views @ own) / np.where(lengths > 0, lengths, 1) / 2
     np.testing.assert_allclose(found, cosines.max(axis=0), atol=1e-6)
+
+
+def rotated(volumes: Tensor, axis: int, degrees: float) -> Tensor:
+    """Return volumes turned by another library, at angles that the search does not try."""
+    plane = [other + 2 for other in range(3) if other != axis]
+    turned = ndimage.rotate((volumes + 1).numpy(), degrees, axes=plane, reshape=False, order=1)
+    return torch.from_numpy(turned - 1).clamp(-1, 1)
+
+
+def sure(made: Tensor, people: Tensor, extract: Callable[[Tensor], np.ndarray]) -> int:
+    """Return how many are nearer to their copy than any two people are to each other."""
+    alike = embedding(made, people, extract)
+    between = alike.patients[: len(made), len(made) :]
+    return int((np.diag(alike.samples[:, : len(made)]) > between.max()).sum())
+
+
+@pytest.mark.parametrize("degrees", [8.0, -8.0])
+@pytest.mark.parametrize("axis", range(3))
+def test_turned_patients_are_found_by_features(
+    axis: int, degrees: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network's features change with a turn that it did not learn to overlook."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        extract = contrastive(Encoder()).features
+    people = draw_phantoms(40, (16,) * 3, np.random.default_rng(1))
+    made = rotated(people[:20], axis, degrees)
+    assert sure(made, people, extract) >= 18
+    monkeypatch.setattr(spaces, "TURNS", ())
+    assert sure(made, people, extract) <= 15
+
+
+def test_noisy_patients_are_found_by_features_that_see_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those of the encoder do, to which noise is a fault."""
+
+    def extract(volumes: Tensor) -> np.ndarray:
+        means = functional.avg_pool3d(volumes, 4).flatten(1)
+        rough = (volumes[..., 1:] - volumes[..., :-1]).square().mean((1, 2, 3, 4))
+        return torch.cat([means, 20 * rough[:, None]], 1).double().numpy()
+
+    people = draw_phantoms(40, (16,) * 3, np.random.default_rng(1))
+    noise = torch.randn((20, 1, 16, 16, 16), generator=torch.Generator().manual_seed(4))
+    made = (people[:20] + 0.2 * noise).clamp(-1, 1)
+    assert sure(made, people, extract) >= 18
+    monkeypatch.setattr(spaces, "NOISES", ())
+    assert sure(made, people, extract) <= 15
 
 
 def test_latents_are_compared_as_they_are() -> None:

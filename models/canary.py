@@ -33,5 +33,5 @@ def make_canary(seed: int, number: int, shape: tuple[int, int, int]) -> npt.NDAr
     block = cells[np.ix_(*(np.arange(side) * CELLS // side for side in sides))]
     starts = [(n - side) // 2 for n, side in zip(shape, sides, strict=True)]
     middle = [slice(low, low + side) for low, side in zip(starts, sides, strict=True)]
-    volume[(0, *middle)] = block
+    volume[0][tuple(middle)] = block
     return volume

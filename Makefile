@@ -19,10 +19,11 @@ setup: $(READY)
 demo: $(READY)
 	$(RUN)voxfed demo $(ARGS)
 
-# One after the other: some start federations, which two cores hold one at a time.
+# Two files at a time: the tests of one file share what they train.
 test: $(READY)
-	$(RUN)pytest -q -m "not slow and not gpu" $(ARGS)
+	$(RUN)pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu" $(ARGS)
 
+# One after the other: most start federations, which two cores hold one at a time.
 test-slow: $(READY)
 	$(RUN)pytest -q -m "slow and not gpu" $(ARGS)
 

@@ -37,6 +37,7 @@ class Linear(Family):
     """Squeezes a volume into a few numbers and back, by one matrix each way."""
 
     stages = ("matrix",)
+    shape = SHAPE
 
     def __init__(self) -> None:
         super().__init__()

@@ -209,7 +209,7 @@ def test_a_model_that_kept_its_canaries_proves_it(watched: Callable[..., Any]) -
             80,
             WIDE,
             (b"[privacy]", b"[privacy]\nenabled = false"),
-            (b"local_steps = 2", b"local_steps = 250"),
+            (b"local_steps = 2", b"local_steps = 1000"),
             (b"learning_rate = 1e-3", b"learning_rate = 4e-3"),
         )
     )

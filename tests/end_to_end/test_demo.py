@@ -17,7 +17,13 @@ pytestmark = pytest.mark.slow
 def _start(folder: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "voxfed.cli", "demo", "--folder", str(folder), *options]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # a shell that runs the tests in the background has children ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 

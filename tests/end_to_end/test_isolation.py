@@ -131,7 +131,7 @@ def unknown(site: Site, scan: Path) -> None:
     """A member of whom no file is known, for an error that nobody foresaw."""
     manifest = site.approvals / "first" / "manifest.json"
     manifest.write_text(
-        manifest.read_text().replace('"members":[', f'"members":["{PLANTED}-ghost",')
+        manifest.read_text().replace('"members":[', f'"members":["{PLANTED}-ghost",', 1)
     )
 
 

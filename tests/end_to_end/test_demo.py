@@ -23,7 +23,7 @@ def _start(folder: Path, *options: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
         # a shell that runs the tests in the background has children ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

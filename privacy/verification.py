@@ -15,6 +15,8 @@ from ..study.errors import PlanError, VerificationError
 from ..study.files import digest
 from ..study.identity import PublicKey
 from ..study.plan import ReleaseRules, StudyPlan
+from ..study.record import RoundRecord
+from .audit.answer import read_request
 from .audit.report import AuditReport, build_report
 from .bundle import (
     CONTENT,
@@ -93,7 +95,8 @@ def verify(
     check_not_revoked(bundle_digest(bundle), known, coordinator)
     if report.verdict.closes:
         raise VerificationError(
-            f"the audit blocks this release: {report.findings[0].detail}",
+            f"the audit does not let this release go: {report.findings[0].detail}",
+            got=report.verdict.value,
             hint="do not use these weights",
         )
     return Verification(
@@ -112,8 +115,10 @@ def examine(bundle: Path, *, coordinator: PublicKey, sites: Mapping[str, PublicK
     """Checks all that stands before the officers' decisions, and returns the report.
 
     In this order: the files that there are; the coordinator's signature; each file's digest; each
-    hospital's signed reply; report and verdict, built again from plan and replies; the figures of
-    quality that hospitals signed, where there is an evaluation.
+    hospital's signed reply; report and verdict, built again from plan and replies; that no more
+    hospitals trained these weights than the report names; the figures of quality that hospitals
+    signed, where there is an evaluation. The report's words are those of this software, not those
+    in the bundle.
 
     Raises:
         VerificationError: naming the first thing that is wrong.
@@ -134,9 +139,10 @@ def examine(bundle: Path, *, coordinator: PublicKey, sites: Mapping[str, PublicK
     _check_alike(report.facts, rebuilt.facts, REPORT)
     for name, claim in claims_of(rebuilt).items():
         _check_alike(claims.get(name), claim, f"{ATTESTATION}: {name}")
+    _check_nobody_left_out(rebuilt, coordinator)
     if EVALUATION in subjects:
         Quality.from_text(content_of(bundle / EVALUATION)).check(subjects[WEIGHTS], sites)
-    return report
+    return rebuilt.model_copy(update={"created": report.created})
 
 
 def check_whole(bundle: Path) -> AuditReport:
@@ -158,6 +164,30 @@ def check_whole(bundle: Path) -> AuditReport:
             hint="ask the coordinator; `voxfed release verify` says when and why",
         )
     return read_report(bundle)
+
+
+def _check_nobody_left_out(report: AuditReport, coordinator: PublicKey) -> None:
+    """Compare the hospitals in the report with the replies in the lineage that each was shown.
+
+    A hospital refuses a lineage that leaves out its own reply, so that a coordinator who drops one
+    must have signed two records of the same round.
+    """
+    named = len(report.sites) + len(report.absent)
+    for site in report.sites:
+        lineage = read_request(base64.b64decode(site.request)).lineage.encode()
+        record = RoundRecord.open(lineage, coordinator)
+        check_same(
+            f"the weights of the lineage shown to {site.site}",
+            record.weights_digest,
+            report.weights_digest,
+        )
+        if len(record.replies) > named:
+            raise VerificationError(
+                "hospitals that trained these weights are missing from the report",
+                got=f"{named} hospitals",
+                expected=f"{len(record.replies)}, as the record of the round says",
+                hint="do not use this bundle; ask the coordinator whose answer was left out",
+            )
 
 
 def _check_digests(bundle: Path, subjects: Mapping[str, str]) -> None:
@@ -225,6 +255,8 @@ def _approvals(
             sorted(decision.reasons),
             sorted(warnings_of(report.findings)),
         )
+        if blank := sorted(rule for rule, reason in decision.reasons.items() if not reason.strip()):
+            raise VerificationError(f"{name} gave no reason", got=", ".join(blank))
         if rules.named:
             _check_named(name, officers[name], rules)
             hospitals.add(rules.named[name].hospital)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -45,7 +46,7 @@ def read_answer(answer: Answer, plan: StudyPlan, weights_digest: str) -> Audited
     what = f"the reply of {answer.site}"
     try:
         header, _ = decode(answer.reply, answer.key)
-        request = _request(answer.request)
+        request = read_request(answer.request)
         digest = request_digest(answer.request)
     except (struct.error, ValidationError, VoxfedError) as fault:
         got = fault.message if isinstance(fault, VoxfedError) else "a garbled request"
@@ -66,6 +67,25 @@ def read_answer(answer: Answer, plan: StudyPlan, weights_digest: str) -> Audited
     return header
 
 
+def check_asked_alike(answers: Sequence[Answer]) -> None:
+    """Check that every site was asked about the same synthetic volumes by the same extractor.
+
+    Raises:
+        VerificationError: one was given others, made for it alone.
+    """
+    asked = {}
+    for answer in answers:
+        request = read_request(answer.request)
+        given = request.samples, request.samples_digest, request.extractor_digest
+        asked[answer.site] = given
+    if len(set(asked.values())) > 1:
+        raise VerificationError(
+            "the sites searched different synthetic volumes, or by different extractors",
+            got=", ".join(sorted(asked)),
+            expected="one set, made once, for all of them",
+        )
+
+
 def without_payload(request: bytes) -> bytes:
     """Returns a request cut off before its payload; its header and signature remain."""
     (size,) = struct.unpack(">I", request[4:8])
@@ -84,7 +104,8 @@ def binned(counts: ScoreCounts, score: str, plan: StudyPlan) -> BinnedScores:
     return BinnedScores(members, non_members, fitted=score in FITTED)
 
 
-def _request(request: bytes) -> AuditRequest:
+def read_request(request: bytes) -> AuditRequest:
+    """Returns what a site was asked, unchecked: `read_answer` binds it to the site's reply."""
     text = without_payload(request)[8:-SIGNATURE_BYTES]
     return AuditRequest.model_validate_json(text, strict=True)
 

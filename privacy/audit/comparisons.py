@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ..evidence import TOGETHER, LowerBound, Membership, Rate
 from . import guesses
+from .scores.score import HALVED
 from .statistics import LEVEL, BinnedScores, smallest_leak, stratified_auc, true_positive_rate
 
 SURE = 0.01  # the false positive rate at which members are surely found
@@ -38,9 +39,13 @@ def compare(
 def compare_rates(scores: Mapping[str, Mapping[str, BinnedScores]]) -> tuple[Rate, ...]:
     """Returns the members that each score surely finds, where there are patients enough.
 
+    Scores that were fitted to coins are left out: their patients hang together, and the interval
+    takes each for itself.
+
     Guarantee:
         As of `compare`, for the lower ends of the rates and the rate that costs `SURE`.
     """
+    scores = {name: sites for name, sites in scores.items() if not _fitted(sites)}
     level, found = _level(scores), []
     for score, site, group in _groups(scores):
         pair = true_positive_rate(group, SURE, level=level)
@@ -56,7 +61,8 @@ def lower_bounds(
 ) -> tuple[LowerBound, ...]:
     """Returns what each score proves about epsilon at delta, the highest first.
 
-    Scores that were fitted to coins prove nothing, and noised counts allow no guess.
+    Scores that were fitted to coins prove nothing, noised counts allow no guess, and where half of
+    those held out were the reference the coins of the rest are not fair.
 
     Guarantee:
         All of the bounds hold together with probability 95 % (Bonferroni), those of canaries too.
@@ -70,7 +76,7 @@ def lower_bounds(
     usable = {
         name: sites
         for name, sites in scores.items()
-        if not any(one.noise or one.fitted for one in sites.values())
+        if name not in HALVED and not _fitted(sites) and not any(x.noise for x in sites.values())
     }
     level, found = _level(usable, canaries), []
     patients = [(False, *one) for one in _groups(usable)]
@@ -81,6 +87,10 @@ def lower_bounds(
         caps = most.general, most.gaussian
         found.append(LowerBound(site, score, proved.general, proved.gaussian, *caps, added))
     return tuple(sorted(found, key=lambda b: (-b.general, -b.gaussian, -b.cap)))
+
+
+def _fitted(sites: Mapping[str, BinnedScores]) -> bool:
+    return any(one.fitted for one in sites.values())
 
 
 def _level(*families: Mapping[str, Mapping[str, BinnedScores]]) -> float:

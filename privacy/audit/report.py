@@ -20,7 +20,7 @@ from ...study.plan import StudyPlan
 from ..evidence import Copied, Evidence, LowerBound, Membership, Rate, SiteEvidence
 from ..finding import Finding, Verdict
 from ..release import decide
-from .answer import Answer, binned, read_answer, without_payload
+from .answer import Answer, binned, check_asked_alike, read_answer, without_payload
 from .comparisons import compare, compare_rates, lower_bounds
 from .coverage import covered, not_covered, not_tested, notes
 from .scores.score import BLIND
@@ -168,10 +168,11 @@ def build_report(
 
     Raises:
         VerificationError: an answer is not signed by its site, or not about these weights, this
-            plan or this request.
+            plan or this request; or sites were asked about different synthetic volumes.
         WireError: an answer is garbled.
     """
     replies = {a.site: read_answer(a, plan, weights_digest) for a in answers}
+    check_asked_alike(answers)
     scores = _scores(plan, replies)
     blind = {name: sites for name, sites in scores.items() if name == BLIND}
     attacks = {name: sites for name, sites in scores.items() if name != BLIND}

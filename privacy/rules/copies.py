@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..audit.statistics import excess_chance
-from ..evidence import TOGETHER, Copied, Evidence
+from ..evidence import TOGETHER, Copied, Evidence, SiteEvidence
 from ..finding import Finding, Verdict
 
 FALSE_ALARM = 0.025  # one-sided, of each family of tests over the sites: 5 % for both families
 ENOUGH = 10  # synthetic volumes for each patient who trained
+FEWEST = 200  # synthetic volumes, however few trained
 
 
 class Copies:
@@ -17,8 +18,10 @@ class Copies:
 
     Fisher's exact one-sided test of the two counts among equal numbers, at the usual and the strict
     threshold, by each likeness, for each site and for all sites together, at 2.5 % divided among
-    these tests. A copy of a member that two likenesses confirm blocks by itself, where none of a
-    non-member is confirmed. Where a site made no search, WARN.
+    these tests. Not a paired test: members and non-members are different patients. A copy of a
+    member that two likenesses confirm blocks by itself where none of a non-member is confirmed, and
+    otherwise where the same test finds more than chance; a confirmed non-member is a WARN, as is a
+    site that made no search.
     """
 
     name = "copies of patients"
@@ -37,10 +40,12 @@ class Copies:
         chances, limit = weigh(found)
         worst = min(chances, key=chances.__getitem__)
         copied, chance = found[worst], chances[worst]
-        confirmed = [s.name for s in evidence.sites if s.confirmed and not s.confirmed_held_out]
+        confirmed = [s.name for s in evidence.sites if _beyond_chance(s, limit)]
+        twice = [s.name for s in evidence.sites if s.confirmed_held_out]
         unseen = [site.name for site in evidence.sites if not site.copied]
         blocked = chance <= limit or bool(confirmed)
-        verdict = Verdict.BLOCK if blocked else Verdict.WARN if unseen else Verdict.PASS
+        warned = Verdict.WARN if unseen or twice else Verdict.PASS
+        verdict = Verdict.BLOCK if blocked else warned
         detail = (
             f"{'the model hands out' if blocked else 'no proof of'} copies of its patients: "
             f"by {worst[1]} {copied.members} of {copied.compared} members and "
@@ -49,6 +54,8 @@ class Copies:
         )
         if confirmed:
             detail += f"; two likenesses confirm a copy at {', '.join(confirmed)}"
+        if twice:
+            detail += f"; two likenesses confirm a copy of a non-member at {', '.join(twice)}"
         if unseen:
             detail += f"; not searched at {', '.join(unseen)}"
         return Finding(self.name, verdict, chance, limit, detail, _smallest_copying(found, limit))
@@ -70,13 +77,16 @@ class EnoughSamples:
             return Finding(self.name, Verdict.WARN, None, ENOUGH, detail)
         most = sum(site.trained or 0 for site in evidence.sites)
         fewest = min(site.samples for site in searched)
-        share = fewest / max(most, 1)
+        share = fewest / max(most, FEWEST / ENOUGH)
+        unknown = [site.name for site in evidence.sites if site.trained is None]
         seen = f"copies in more than {3 / fewest:.2%} of the samples (3 / M)"
         detail = (
             f"{fewest} synthetic volumes for {most} patients who trained "
             f"({share:.1f} for each, expected {ENOUGH} or more)"
         )
-        verdict = Verdict.PASS if share >= ENOUGH else Verdict.WARN
+        if unknown:
+            detail += f"; unknown how many trained at {', '.join(unknown)}"
+        verdict = Verdict.PASS if share >= ENOUGH and not unknown else Verdict.WARN
         return Finding(self.name, verdict, share, ENOUGH, detail, seen)
 
 
@@ -88,6 +98,14 @@ def weigh(found: Mapping[tuple[str, str], Copied]) -> tuple[dict[tuple[str, str]
     """
     chances = {place: _chance(copied) for place, copied in found.items()}
     return chances, FALSE_ALARM / (2 * len(found))
+
+
+def _beyond_chance(site: SiteEvidence, limit: float) -> bool:
+    """Returns whether copies of members that two likenesses confirm are more than chance."""
+    if not site.confirmed_held_out:
+        return site.confirmed > 0
+    n = max((c.compared for c in site.copied.values()), default=0)
+    return excess_chance(site.confirmed, site.confirmed_held_out, n) <= limit
 
 
 def _chance(copied: Copied) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from ..audit.ceiling import auc_ceiling
 from ..audit.scores.score import FUSED
-from ..evidence import TOGETHER, Evidence
+from ..evidence import TOGETHER, Evidence, Membership
 from ..finding import Finding, Verdict
 
 
@@ -12,7 +15,7 @@ class BlindBaseline:
     """Images alone, without the model, do not tell members from non-members; else INVALID.
 
     Where they do, the groups differ by more than their training, and no other score says what the
-    model leaks. Unmeasured, as with noised counts: WARN.
+    model leaks. A site that did not measure it, as with noised counts: WARN.
     """
 
     name = "blind baseline"
@@ -33,14 +36,19 @@ class BlindBaseline:
             )
             return Finding(self.name, Verdict.INVALID, low, limit, detail)
         detail = f"images alone do not tell members from non-members {got}"
-        return Finding(self.name, Verdict.PASS, low, limit, detail)
+        unseen = _unmeasured(evidence, evidence.blind)
+        if unseen:
+            detail += f"; not tested at {', '.join(unseen)}: too few patients, or left out"
+        verdict = Verdict.WARN if unseen else Verdict.PASS
+        return Finding(self.name, verdict, low, limit, detail)
 
 
 class WorstSiteMembership:
     """No corrected lower bound of an AUC lies above the plan's auc_block; else BLOCK.
 
     Compared are the lower ends of the two-sided intervals of every score, at each site and at all
-    sites together, their 5 % divided among that many comparisons (Bonferroni). Unmeasured: WARN.
+    sites together, their 5 % divided among that many comparisons (Bonferroni). A site that is not
+    measured, or has too few patients for even a total leak to be blocked reliably: WARN.
     """
 
     name = "membership, worst site"
@@ -61,14 +69,40 @@ class WorstSiteMembership:
             f"{value:.2f}; its corrected lower bound decides "
             f"(got {low:.2f}, expected at most {limit:.2f})"
         )
-        leaks = [m.smallest_leak for m in evidence.memberships if m.smallest_leak is not None]
-        smallest = (
-            f"a true AUC of {min(leaks):.2f} would be blocked in 80 % of audits"
-            if leaks
-            else "none: with so few patients even a total leak would not be blocked reliably"
+        unseen = _unmeasured(evidence, evidence.memberships)
+        if unseen:
+            detail += f"; not measured at {', '.join(unseen)}"
+        power, stated = _power(evidence.memberships)
+        verdict = Verdict.WARN if unseen or not stated else Verdict.PASS
+        verdict = Verdict.BLOCK if low > limit else verdict
+        return Finding(self.name, verdict, low, limit, detail, power)
+
+
+def _unmeasured(evidence: Evidence, found: Sequence[Membership]) -> list[str]:
+    """Returns the sites that answered without any of these scores."""
+    return sorted({site.name for site in evidence.sites} - {one.site for one in found})
+
+
+def _power(found: Sequence[Membership]) -> tuple[str, bool]:
+    """Returns the leak that would be seen at the worst site and together, and if each has one."""
+    least: dict[str, float | None] = {}
+    for one in found:
+        leaks = [x for x in (least.get(one.site), one.smallest_leak) if x is not None]
+        least[one.site] = min(leaks, default=None)
+    worst = max(least, key=lambda site: math.inf if least[site] is None else least[site] or 0.0)
+    together = least.get(TOGETHER)
+    words = [_leak(worst, least[worst])]
+    if worst != TOGETHER and together is not None:
+        words.append(_leak(TOGETHER, together))
+    return "; ".join(words), least[worst] is not None
+
+
+def _leak(place: str, leak: float | None) -> str:
+    if leak is None:
+        return (
+            f"none at {place}: with so few patients not even a total leak would surely be blocked"
         )
-        verdict = Verdict.BLOCK if low > limit else Verdict.PASS
-        return Finding(self.name, verdict, low, limit, detail, smallest)
+    return f"at {place} a true AUC of {leak:.2f} would be blocked in 80 % of audits"
 
 
 class LowFalseAlarms:

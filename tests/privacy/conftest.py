@@ -34,6 +34,7 @@ from voxfed.study.messages import (
     request_digest,
 )
 from voxfed.study.plan import StudyPlan
+from voxfed.study.record import RoundRecord
 
 WEIGHTS = b"the weights, as they were audited"
 SITES = ("harbour", "north", "valley")
@@ -215,6 +216,20 @@ class Scene:
         coordinator = self.keys["coordinator"].public
         return {"coordinator": coordinator, "officers": officers, "sites": self.site_keys}
 
+    def lineage(self, plan: StudyPlan) -> str:
+        """The coordinator's record of the last round, in which every site took part."""
+        record = RoundRecord(
+            study=plan.name,
+            plan_digest=plan.digest,
+            branch=0,
+            stage="autoencoder",
+            round=plan.rounds,
+            weights_digest=hashlib.sha256(self.weights).hexdigest(),
+            replies=tuple(sorted(hashlib.sha256(site.encode()).hexdigest() for site in SITES)),
+            previous="0" * 64,
+        )
+        return record.sign(self.keys["coordinator"]).decode()
+
     def answer(self, site: str, plan: StudyPlan, **changes: object) -> Answer:
         """A site's answer, with some of its reply changed."""
         request = encode(
@@ -222,7 +237,7 @@ class Scene:
                 site=site,
                 study=plan.name,
                 plan_digest=plan.digest,
-                lineage="{}",
+                lineage=self.lineage(plan),
                 weights_digest=hashlib.sha256(self.weights).hexdigest(),
                 weights_size=len(self.weights),
                 samples_digest=hashlib.sha256(b"").hexdigest(),

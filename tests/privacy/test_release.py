@@ -48,7 +48,10 @@ CLEAN = Evidence(
         dataclasses.replace(HARMLESS, site="valley"),
         dataclasses.replace(HARMLESS, site=TOGETHER),
     ),
-    blind=(dataclasses.replace(HARMLESS, score="blind baseline"),),
+    blind=(
+        dataclasses.replace(HARMLESS, score="blind baseline"),
+        dataclasses.replace(HARMLESS, score="blind baseline", site="valley"),
+    ),
     rates=(Rate("north", "reconstruction", Interval(0.01, 0.0, 0.03)),),
     bounds=(LowerBound("north", "reconstruction", 1.0, 1.5, 2.8, 5.5),),
     absent={},
@@ -114,11 +117,25 @@ TABLE = [
         "PASS",
     ),
     ({"sites": site(confirmed=1)}, "copies of patients", "BLOCK"),
-    ({"sites": site(confirmed=1, confirmed_held_out=1)}, "copies of patients", "PASS"),
+    ({"sites": site(confirmed=1, confirmed_held_out=1)}, "copies of patients", "WARN"),
+    ({"sites": site(confirmed=20, confirmed_held_out=1)}, "copies of patients", "BLOCK"),
+    ({"sites": site(trained=None)}, "enough samples", "WARN"),
+    ({"blind": CLEAN.blind[:1]}, "blind baseline", "WARN"),
+    ({"memberships": CLEAN.memberships[:1]}, "membership, worst site", "WARN"),
+    (
+        {
+            "memberships": (
+                HARMLESS,
+                dataclasses.replace(HARMLESS, site="valley", smallest_leak=None),
+            )
+        },
+        "membership, worst site",
+        "WARN",
+    ),
     ({"sites": site(trained=100)}, "enough samples", "PASS"),
     ({"sites": site(trained=101)}, "enough samples", "WARN"),
     ({"blind": ()}, "blind baseline", "WARN"),
-    ({"blind": membership(0.5)[:1]}, "blind baseline", "PASS"),
+    ({"blind": (*membership(0.5)[:1], CLEAN.blind[1])}, "blind baseline", "PASS"),
     ({"blind": membership(0.501)[:1]}, "blind baseline", "INVALID"),
     ({"rates": (Rate("north", "PIA", Interval(0.05, 0.03, 0.1)),)}, "surely found members", "PASS"),
     (

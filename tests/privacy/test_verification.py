@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from voxfed.privacy.audit.report import AuditReport
+from voxfed.privacy.audit.report import AuditReport, build_report
 from voxfed.privacy.bundle import CONTENT, EVALUATION, add_decision, bundle_digest
-from voxfed.privacy.decision import ATTESTATION, DECISION_TYPE
+from voxfed.privacy.decision import ATTESTATION, DECISION_TYPE, warnings_of
 from voxfed.privacy.finding import Verdict
 from voxfed.privacy.verification import check_whole, examine, verify
-from voxfed.study.errors import PlanError, VerificationError
+from voxfed.study.errors import PlanError, Refusal, VerificationError
 from voxfed.study.identity import sign_envelope, statement
 
 
@@ -194,6 +194,59 @@ def test_an_approval_must_speak_of_the_warnings_that_there_are(
         verify(bundle, **people.cards)
 
 
+def test_a_reason_without_a_word_is_none(approved: tuple[Any, Path]) -> None:
+    """Neither is it where another tool signed it."""
+    people, bundle = approved
+    reasons = dict.fromkeys(warnings_of(examined(people, bundle).findings), " ")
+    facts = {"officer": "second", "decision": "approve", "decided": "2026-01-01"}
+    told = {**facts, "reasons": reasons, "reason": ""}
+    body = statement({ATTESTATION: bundle_digest(bundle)}, DECISION_TYPE, told)
+    add_decision(bundle, sign_envelope(body, people.keys["second"]), people.cards["officers"])
+    with pytest.raises(VerificationError, match="second gave no reason"):
+        verify(bundle, **people.cards)
+
+
+def test_one_key_under_two_names_is_one_officer(scene: Any, plan: Any) -> None:
+    """Two must open the gate, and a person with two names is one."""
+    people = scene()
+    people.keys["second"] = people.keys["officer"]
+    bundle = people.bundle(plan(officers=2))
+    for name in ("officer", "second"):
+        add_decision(bundle, people.decide(bundle, officer=name), people.cards["officers"])
+    with pytest.raises(VerificationError, match=r"too few officers approved \(got 1, expected 2"):
+        verify(bundle, **people.cards)
+
+
+def test_an_invalid_audit_is_never_approved_and_never_verifies(scene: Any, plan: Any) -> None:
+    """It cannot tell, which is not the same as having found nothing."""
+    people = scene(patients=60, blind=4.0)
+    bundle = people.bundle(plan())
+    assert examined(people, bundle).verdict is Verdict.INVALID
+    with pytest.raises(Refusal, match="blocked by the rule 'blind baseline'"):
+        people.decide(bundle)
+    with pytest.raises(VerificationError, match=r"does not let this release go.*INVALID"):
+        verify(bundle, **people.cards)
+
+
+def test_a_hospital_that_is_left_out_is_missed(scene: Any, plan: Any) -> None:
+    """The record that the others were shown counts its reply; nobody need be told its name."""
+    people, study = scene(), plan()
+    report = build_report(
+        study,
+        [people.answer(site, study) for site in ("harbour", "north")],
+        weights_digest=people.report(study).weights_digest,
+        absent={},
+        versions={},
+    )
+    bundle = people.bundle(study, report=report)
+    with pytest.raises(VerificationError, match=r"missing from the report \(got 2 hospitals"):
+        examined(people, bundle)
+
+
+def examined(people: Any, bundle: Path) -> AuditReport:
+    return examine(bundle, coordinator=people.keys["coordinator"].public, sites=people.site_keys)
+
+
 def test_an_officer_without_a_card_does_not_count(approved: tuple[Any, Path]) -> None:
     people, bundle = approved
     with pytest.raises(VerificationError, match="unknown officer"):
@@ -217,7 +270,7 @@ def test_an_approval_does_not_carry_over_to_another_release(
 def test_a_blocked_release_never_verifies(scene: Any, plan: Any, copies: Any) -> None:
     people = scene(copies=copies(10, 0))
     bundle = people.bundle(plan())
-    with pytest.raises(VerificationError, match="blocks this release"):
+    with pytest.raises(VerificationError, match="does not let this release go"):
         verify(bundle, **people.cards)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BLIND, FUSED, RMIA, LIRA = "blind baseline", "fused", "RMIA", "LiRA"
 FITTED = frozenset({BLIND, FUSED})
 """Scores that a site fits to its own members and non-members, by cross-validation."""
+HALVED = frozenset({"DOMIAS", "calibrated inversion"})
+"""Scores that take half of those held out for reference: members are compared with the others."""
 REFERENCED = frozenset({RMIA, LIRA})
 """Scores beside reference models that a site trains for them."""
 

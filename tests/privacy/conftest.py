@@ -230,7 +230,9 @@ class Scene:
         )
         return record.sign(self.keys["coordinator"]).decode()
 
-    def answer(self, site: str, plan: StudyPlan, **changes: object) -> Answer:
+    def answer(
+        self, site: str, plan: StudyPlan, *, searched: int = 600, **changes: object
+    ) -> Answer:
         """A site's answer, with some of its reply changed."""
         request = encode(
             AuditRequest(
@@ -243,7 +245,7 @@ class Scene:
                 samples_digest=hashlib.sha256(b"").hexdigest(),
                 samples_size=0,
                 extractor_digest=hashlib.sha256(b"").hexdigest(),
-                samples=600,
+                samples=searched,
             ),
             self.keys["coordinator"],
             self.weights,

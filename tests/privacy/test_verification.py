@@ -243,6 +243,20 @@ def test_a_hospital_that_is_left_out_is_missed(scene: Any, plan: Any) -> None:
         examined(people, bundle)
 
 
+def test_sites_that_searched_different_volumes_make_no_report(scene: Any, plan: Any) -> None:
+    """The set is made once: one that is made for a site alone could hide its patients' copies."""
+    people, study = scene(), plan()
+    alone = people.answer("north", study, searched=601)
+    with pytest.raises(VerificationError, match="searched different synthetic volumes"):
+        build_report(
+            study,
+            [people.answer("harbour", study), alone],
+            weights_digest=people.report(study).weights_digest,
+            absent={},
+            versions={},
+        )
+
+
 def examined(people: Any, bundle: Path) -> AuditReport:
     return examine(bundle, coordinator=people.keys["coordinator"].public, sites=people.site_keys)
 

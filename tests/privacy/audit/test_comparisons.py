@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from voxfed.privacy.audit.binning import quantile_bins
-from voxfed.privacy.audit.comparisons import compare
+from voxfed.privacy.audit.comparisons import compare, compare_rates, lower_bounds
 from voxfed.privacy.audit.membership import histogram
 from voxfed.privacy.audit.scores.fusion import fuse
 from voxfed.privacy.audit.statistics import BinnedScores, Interval, auc, stratified_auc
@@ -137,3 +137,13 @@ def test_worst_comes_first_and_a_site_may_lack_a_score() -> None:
     )
     assert {m.site for m in found if m.score == "second"} == {"north", TOGETHER}
     assert compare({}, 0.6) == ()
+
+
+def test_what_rests_on_uneven_or_fitted_coins_proves_nothing() -> None:
+    """Two members for each who was held out, or a rule fitted to coins, would prove too much."""
+    scores = np.concatenate([np.ones(400), np.zeros(400)])
+    coins = scores > 0
+    plain, fitted = binned(scores, coins), binned(scores, coins, fitted=True)
+    audit = {"PIA": {"north": plain}, "DOMIAS": {"north": plain}, "fused": {"north": fitted}}
+    assert {found.score for found in lower_bounds(audit, 1e-5)} == {"PIA"}
+    assert {found.score for found in compare_rates(audit)} == {"PIA", "DOMIAS"}

@@ -13,7 +13,7 @@ from scipy.stats import mannwhitneyu
 from voxfed.models.base import Batch, Family, rows_of
 from voxfed.models.fitting import fit
 from voxfed.models.registry import FAMILIES
-from voxfed.privacy.audit.scores.score import Context, Threat
+from voxfed.privacy.audit.scores.score import HALVED, Context, Threat
 from voxfed.privacy.audit.scores.table import SCORES, applicable
 
 CUBE = (8, 8, 8)
@@ -27,6 +27,11 @@ def test_every_family_has_a_score_and_every_score_a_family() -> None:
     assert all(taken.values())
     needy = {score.name for score in SCORES if score.needs}
     assert set().union(*taken.values()) == {score.name for score in SCORES} - needy
+
+
+def test_scores_that_need_a_reference_are_known_to_halve_those_held_out() -> None:
+    """Their coins are not fair, so that they must prove nothing about epsilon."""
+    assert {score.name for score in SCORES if "reference" in score.needs} == HALVED
 
 
 def test_scores_are_told_apart_by_name() -> None:
